@@ -1,0 +1,84 @@
+"""Hot restart for any long-running Python program: same pid, no connection refused, no job lost or repeated.
+
+Names are loaded on first use, so that importing this costs next to nothing: every restart pays for it. What importing
+does at once: it notes how the program was started, and takes what the generation before this one has left.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from . import errors, fds, inheritance, listeners, processes, reexec, signals, sleeper, state, systemd
+    from .errors import HotRestartError
+    from .inheritance import bequeath, inherited
+    from .inplace import on_stop, ready, request_restart, request_stop
+    from .listeners import listen
+    from .loop import worker_loop
+    from .program import restartable
+    from .sleeper import Sleeper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HotRestartError",
+    "Sleeper",
+    "bequeath",
+    "command",
+    "errors",
+    "fds",
+    "inheritance",
+    "inherited",
+    "listen",
+    "listeners",
+    "on_stop",
+    "processes",
+    "ready",
+    "reexec",
+    "request_restart",
+    "request_stop",
+    "restartable",
+    "signals",
+    "sleeper",
+    "state",
+    "systemd",
+    "worker_loop",
+]
+
+_HOMES = {
+    "HotRestartError": "errors",
+    "Sleeper": "sleeper",
+    "bequeath": "inheritance",
+    "inherited": "inheritance",
+    "listen": "listeners",
+    "on_stop": "inplace",
+    "ready": "inplace",
+    "request_restart": "inplace",
+    "request_stop": "inplace",
+    "restartable": "program",
+    "worker_loop": "loop",
+}
+
+if command.VARIABLE in os.environ:
+    from . import takeover
+
+    takeover.take_over()
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    if name not in _HOMES:
+        return import_module(f".{name}", __name__)
+    value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

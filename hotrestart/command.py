@@ -1,0 +1,134 @@
+"""`Command`: how this program was started, and how to start it again as if for the first time.
+
+`[sys.executable] + sys.argv` is not it: it loses `-m`, `-c` and the interpreter's own flags. Nor is the present
+directory (after a release symlink has moved, `getcwd` still names the old release), nor `os.environ` (edits pile up
+over the generations), nor the present signal mask and ignored signals. All of it is noted when hotrestart is imported,
+so import it early.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from time import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
+
+from .errors import NotRestartableError
+from .fds import open_fds
+
+__all__ = ["VARIABLE", "Command", "first"]
+
+VARIABLE = "HOTRESTART"
+"""The environment variable that names what a generation inherits; never part of a command's environment."""
+
+IGNORED_BY_CPYTHON = {getattr(signal, name, None) for name in ("SIGPIPE", "SIGXFSZ")}
+"""CPython ignores these when it starts, whatever it was given; subprocess undoes that for its children."""
+
+
+class Command:
+    """What the first generation was given by whoever started it. Read it from any thread; it does not change.
+
+    `argv`: the arguments, interpreter first. `executable`: the interpreter. `cwd`: the logical directory, or None if
+    it could not be told. `env`: the environment. `blocked` and `ignored`: signal numbers. `fds`: the descriptors above
+    2 that were meant to be inherited, as `{number: (device, inode)}`. `since`: the wall clock's time at which no source
+    file had been read yet. `pid`: the process that the program is.
+    """
+
+    __slots__ = ("argv", "blocked", "cwd", "env", "executable", "fds", "ignored", "pid", "since")
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.executable = sys.executable or "/proc/self/exe"
+        self.argv = [self.executable, *sys.orig_argv[1:]]
+        self.cwd = _logical_directory()
+        self.env = _first_environment()
+        self.blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())) if hasattr(os, "fork") else []
+        self.ignored = _ignored_signals()
+        self.fds = _given_fds()
+        self.since = time() - 2.0  # hotrestart may not be the first import
+
+    def check(self) -> None:
+        """Raise NotRestartableError if the same command would not run the same program.
+
+        A script from standard input, or typed at a prompt, has been read and cannot be read again.
+        """
+        if not hasattr(os, "fork"):
+            raise NotRestartableError("hotrestart needs a POSIX system: there is no exec that keeps the pid here")
+        script = (sys.argv or [""])[0]
+        if len(self.argv) < 2 or script == "-" or (script == "" and not {"-m", "-c"} & set(self.argv[1:])):
+            raise NotRestartableError(
+                "this program's code came from standard input, which cannot be read twice; "
+                "put it in a file, a package (-m) or a string (-c)"
+            )
+
+    def is_here(self) -> bool:
+        """Whether the process is in the command's directory now (by any name)."""
+        try:
+            return self.cwd is None or os.path.samefile(self.cwd, os.curdir)
+        except OSError:
+            return False
+
+    def __repr__(self) -> str:
+        return f"<Command {self.argv!r} in {self.cwd!r}>"
+
+
+def _logical_directory() -> str | None:
+    """$PWD if it names the present directory, for it goes on naming the release that a symlink leads to."""
+    logical = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(logical) and os.path.samefile(logical, os.curdir):
+            return logical
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def _first_environment() -> dict[str, str]:
+    """The environment as exec laid it out, even if os.environ was edited before hotrestart was imported.
+
+    /proc/self/environ tells, unless something like setproctitle has written a title over it; then what is between the
+    NULs does not look like variables any more, and os.environ has to do.
+    """
+    environment = dict(os.environ)
+    try:
+        with open("/proc/self/environ", "rb", buffering=0) as file:
+            parts = file.readall().split(b"\0")
+    except OSError:
+        parts = []
+    if parts and not parts.pop() and all(part.find(b"=") > 0 for part in parts):
+        environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in (p.partition(b"=") for p in parts)}
+    environment.pop(VARIABLE, None)
+    return environment
+
+
+def _ignored_signals() -> list[int]:
+    """What nohup and background shells leave behind."""
+    return [number for number in range(1, signal.NSIG) if number not in IGNORED_BY_CPYTHON and _is_ignored(number)]
+
+
+def _is_ignored(number: int) -> bool:
+    try:
+        return signal.getsignal(number) == signal.SIG_IGN
+    except ValueError:
+        return False  # not a signal here
+
+
+def _given_fds() -> dict[int, tuple[int, int]]:
+    given = {}
+    for fd in open_fds(3) if hasattr(os, "fork") else ():
+        try:
+            if os.get_inheritable(fd):
+                status = os.fstat(fd)
+                given[fd] = (status.st_dev, status.st_ino)
+        except OSError:
+            continue  # it was open only for the listing
+    return given
+
+
+first = Command()
+"""The command of this program, noted when this module was first imported."""

@@ -1,0 +1,40 @@
+"""Every error that hotrestart raises on purpose, as one tree under `HotRestartError`.
+
+Each class also inherits the built-in that a caller would expect (`ValueError`, `OSError`...), so that code written
+against the standard library's habits keeps working.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AddressError",
+    "DescriptorError",
+    "HotRestartError",
+    "NotRestartableError",
+    "OptionError",
+    "WrongThreadError",
+]
+
+
+class HotRestartError(Exception):
+    """The base of every error that this package raises on purpose."""
+
+
+class OptionError(HotRestartError, ValueError):
+    """An option has a value that cannot work; raised where the option is given, never later at a restart."""
+
+
+class AddressError(HotRestartError, OSError):
+    """An address cannot be understood or bound."""
+
+
+class DescriptorError(HotRestartError, OSError):
+    """File descriptors were lost on their way between two processes."""
+
+
+class NotRestartableError(HotRestartError, RuntimeError):
+    """This program cannot be started again: its code came from standard input, or its command is not known."""
+
+
+class WrongThreadError(HotRestartError, RuntimeError):
+    """Something that CPython allows in the main thread only was asked for in another."""

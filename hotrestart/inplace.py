@@ -1,0 +1,327 @@
+"""The restart in place: from the request to the exec, around whatever the main thread is doing.
+
+A request arrives in a signal handler, perhaps in the middle of a job. Nothing that takes time or a lock may happen
+there, so the handler starts a short-lived thread (`_thread.start_new_thread` takes no Python lock) and returns:
+
+    HUP  ->  _prepare: preflight, until one is passed that no newer request has overtaken
+         ->  _end("restart"): the flag, the sleeper
+    TERM ->  _end("stop")
+    both ->  _drain: on_stop callbacks, then watch the grace
+    main() returns  ->  leave(): arm the exec at exit, or put everything back
+
+No thread of ours lives while nothing is asked. A stop beats a restart at every point up to the exec itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import allocate_lock, get_ident, start_new_thread
+
+from . import command, log, preflight, signals, state
+from .errors import HotRestartError, OptionError
+from .sleeper import Sleeper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    Callback = TypeVar("Callback", bound=Callable[[], object])
+else:
+    import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
+
+__all__ = ["InPlace", "Running", "check_options", "current", "on_stop", "ready", "request_restart", "request_stop"]
+
+_MOST_PREFLIGHTS = 3  # in a row, when requests come faster than the new code loads
+_LAST_CALL = 3.0  # seconds for exit handlers once grace is over
+_FOREVER = 4e6  # seconds, about what a lock can wait
+
+_callbacks: list[Callable[[], object]] = []
+
+
+class InPlace:
+    """This process as a program that restarts in place. One at a time; made and entered in the main thread."""
+
+    def __init__(self, *, preflight: bool = True, ready_timeout: float = 60.0, grace: float = 30.0) -> None:
+        self.sleeper = Sleeper()
+        self._preflight, self._ready_timeout, self._grace = preflight, ready_timeout, grace
+        self._may_restart = os.getpid() == command.first.pid  # a forked child is no program of its own
+        self._handling = signals.handling(
+            self.sleeper,
+            restart=signals.RESTART if self._may_restart else (),
+            on_restart=self.request_restart,
+            on_stop=self.request_stop,
+        )
+        self._asked = 0  # changes with every request
+        self._preparing = allocate_lock()
+        self._draining = allocate_lock()
+        self._left = allocate_lock()  # released when there is nothing to watch any more
+        self._pid, self._main_thread = os.getpid(), get_ident()
+        self._main_has_returned = self._is_ready = self._overdue = False
+
+    def enter(self) -> None:
+        """Begin to handle requests, including those of the boot window."""
+        global current
+        if self._may_restart:
+            command.first.check()
+        self._left.acquire()
+        current = self
+        try:
+            self._handling.__enter__()
+        except BaseException:
+            current = None
+            raise
+
+    def leave(self, error: BaseException | None = None, *, for_good: bool) -> None:
+        """The main loop has ended, perhaps with `error`: restart at exit if that was asked for, else put things back.
+
+        A restart that was asked for happens however the loop ends: an exception in the last job must not take the
+        service down. `for_good`: it is the program that ends, so a late HUP must not kill it while it tidies up.
+        """
+        global current
+        self._main_has_returned = True
+        if isinstance(error, KeyboardInterrupt):
+            state.end("stop")
+        self._abandon_preflight()
+        if state.reason == "restart":
+            from . import reexec
+
+            reexec.restart_at_exit()
+            if error is not None:
+                log.error(f"the program ended with {error!r} while it was to restart: it restarts")
+            return
+        current = None
+        if state.reason is None:
+            self._left.release()
+        if state.reason is None or not for_good:
+            self._handling.restore()
+
+    def ready(self) -> None:
+        """The program serves. The first call counts."""
+        if not self._is_ready:
+            self._is_ready = True
+            log.info(f"generation {state.generation} is ready")
+
+    def request_restart(self) -> None:
+        """Ask for a restart. In any thread and in a signal handler."""
+        if self._overdue:
+            self._last_call()
+        if state.should_stop:
+            return
+        if not self._may_restart:
+            raise HotRestartError("a forked child cannot restart the program: ask its parent")
+        self._asked += 1
+        if not self._preflight:
+            self._end("restart")
+        elif self._preparing.acquire(False):
+            try:
+                start_new_thread(self._prepare, ())
+            except RuntimeError as error:
+                self._preparing.release()
+                log.last_words(f"restart refused: no preflight is possible: {error}")
+
+    def request_stop(self) -> None:
+        """Ask for a stop. In any thread and in a signal handler."""
+        self._end("stop")
+
+    # --- the short-lived threads
+
+    def _prepare(self) -> None:
+        """Run preflights until the newest request has its answer."""
+        while True:
+            for _ in range(_MOST_PREFLIGHTS):
+                seen = self._asked
+                passed = self._check_new_code()
+                if seen == self._asked or self._is_ending():
+                    break
+            if passed and not self._is_ending():
+                self._end("restart")
+            self._preparing.release()
+            if seen == self._asked or self._is_ending() or not self._preparing.acquire(False):
+                return
+
+    def _check_new_code(self) -> bool:
+        from . import bytecode, reexec
+
+        try:
+            _, command.first.since = bytecode.drop_stale(command.first.since)
+            verdict = preflight.check(
+                *reexec.legacy(), timeout=self._ready_timeout, sleeper=self.sleeper, cancelled=self._is_ending
+            )
+        except OSError as error:  # no descriptors or processes to be had
+            verdict = preflight.Verdict(False, f"no preflight is possible: {error}")
+        if verdict is not None and not verdict.ok:
+            log.error(f"restart refused, the old code goes on: {verdict.reason}" + _indented(verdict.detail))
+        return verdict is not None and verdict.ok
+
+    def _is_ending(self) -> bool:
+        return state.should_stop or self._main_has_returned
+
+    def _end(self, why: state.Reason) -> None:
+        state.end(why)
+        self.sleeper.wake(for_good=True)
+        if self._draining.acquire(False):
+            try:
+                start_new_thread(self._drain, ())
+            except RuntimeError as error:
+                log.last_words(f"grace is not watched, on_stop callbacks are not called: {error}")
+
+    def _drain(self) -> None:
+        """See to it that the program ends within grace."""
+        if _callbacks:
+            start_new_thread(_call_all, (list(_callbacks),))
+        if state.reason == "restart":
+            from . import reexec  # noqa: F401  now, while the main thread is still at work
+        if self._left.acquire(True, min(self._grace, _FOREVER)):
+            return
+        log.last_words(f"grace of {self._grace:g} s is over, and {self._who_is_late()} has not ended")
+        while state.reason == "restart":
+            self._restart_overdue()
+        self._stop_overdue()
+
+    def _stop_overdue(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+            os.kill(self._pid, number)  # the first may still be handled: the second has its default action
+            self._left.acquire(True, 1.0)
+
+    def _restart_overdue(self) -> None:
+        """Let the main thread do the last act from a signal handler; if it cannot, exec from here."""
+        from . import reexec
+
+        self._overdue = True
+        for number in self._handling.installed():
+            signal.pthread_kill(self._main_thread, number)
+            self._left.acquire(True, _LAST_CALL)
+            break
+        if state.reason == "restart":
+            try:
+                reexec.exec_now()
+            except (OSError, HotRestartError) as error:
+                log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
+                os._exit(reexec.EX_OSERR)
+
+    def _last_call(self) -> None:
+        from . import reexec
+
+        reexec.restart_at_exit()
+        reexec.last_act()
+
+    def _who_is_late(self) -> str:
+        if not self._main_has_returned:
+            return f"the main thread, {_where(self._main_thread)},"
+        threading = sys.modules.get("threading")
+        for thread in threading.enumerate() if threading else ():
+            if not thread.daemon and thread.ident != self._main_thread and thread.is_alive():
+                return f"thread {thread.name!r}, {_where(thread.ident)},"
+        return f"the end of the program, {_where(self._main_thread)},"
+
+    def _abandon_preflight(self) -> None:
+        """Do not leave a preflight behind. It notices within milliseconds; it is not waited for longer than it takes."""
+        if self._preparing.locked():
+            self.sleeper.wake(for_good=True)
+            if self._preparing.acquire(True, 10.0):
+                self._preparing.release()
+
+
+current: InPlace | None = None
+"""The program that this process is, while it is one."""
+
+
+def request_restart() -> None:
+    """Ask this program to restart, as a HUP does: preflight, drain, exec. Returns at once.
+
+    In any thread, and in a signal handler. Raises HotRestartError if no `@restartable` function or `worker_loop` runs.
+    """
+    _the_program().request_restart()
+
+
+def request_stop() -> None:
+    """Ask this program to stop, as a TERM does. Returns at once; where and when as for `request_restart`."""
+    _the_program().request_stop()
+
+
+def ready() -> None:
+    """Say that this program serves now. Entering `worker_loop` says it; the first word counts. Any thread."""
+    _the_program().ready()
+
+
+def on_stop(callback: Callback) -> Callback:
+    """Have `callback()` called once, as soon as the program has been asked to end, to restart or to stop.
+
+    It runs in a thread of its own, whatever the main thread is doing at that moment: this is the place to tell a
+    server to stop accepting (`server.shutdown()`), or an event loop to wind up
+    (`loop.call_soon_threadsafe(...)`). What it raises is logged. Registered too late, it is called at once. Returns
+    `callback`, so that it can be used as a decorator. Not inherited by the next generation; forked children do not
+    call it.
+    """
+    _callbacks.append(callback)
+    if state.should_stop:
+        _call_all([callback])
+    return callback
+
+
+class Running:
+    """Around the code that serves: the door for a preflight, the program if none runs yet, and its end."""
+
+    def __init__(self, options: dict[str, Any], *, for_good: bool) -> None:
+        self._options, self._for_good = options, for_good
+        self._mine: InPlace | None = None
+
+    def __enter__(self) -> InPlace:
+        preflight.arrive()
+        if current is not None:
+            return current
+        self._mine = InPlace(**self._options)
+        self._mine.enter()
+        return self._mine
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._mine is not None:
+            self._mine.leave(error, for_good=self._for_good)
+
+
+def check_options(*, preflight: bool, ready_timeout: float, grace: float) -> dict[str, Any]:
+    """The options as they are, or OptionError."""
+    if not isinstance(preflight, bool):
+        raise OptionError(f"preflight is True or False, not {preflight!r}")
+    for name, value in (("ready_timeout", ready_timeout), ("grace", grace)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise OptionError(f"{name} is a number of seconds, 0 or more, not {value!r}")
+    return {"preflight": preflight, "ready_timeout": ready_timeout, "grace": grace}
+
+
+def _the_program() -> InPlace:
+    if current is None:
+        raise HotRestartError("no program runs here: call this inside an @restartable function or a worker_loop()")
+    return current
+
+
+def _call_all(callbacks: list[Callable[[], object]]) -> None:
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception as error:
+            log.error(f"on_stop callback {callback!r} raised {error!r}")
+
+
+def _where(ident: int | None) -> str:
+    frame = sys._current_frames().get(ident or 0)
+    if frame is None:
+        return "which cannot be looked into"
+    return f"in {frame.f_code.co_name}() at {frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _indented(text: str) -> str:
+    return "".join(f"\n    {line}" for line in text.splitlines())
+
+
+def _forget_after_fork() -> None:
+    global current
+    current = None
+    _callbacks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,0 +1,319 @@
+"""`listen`: a listening or datagram socket that is bound once and kept over every restart.
+
+The module keeps a descriptor of its own for each listener and hands out duplicates, so a server that closes its socket
+while it drains does not take the address away: clients wait in the queue for the next generation. What a socket
+rebuilt from a bare descriptor gets wrong is put right: its family (a wrong one loses TCP_NODELAY, 44 ms an answer),
+its blocking mode (the flag lives in the shared file, the object does not know), and its inheritance.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+from _thread import allocate_lock
+
+from . import fds, log, systemd
+from .errors import AddressError, OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Address", "adopt", "hand_over", "listen"]
+
+
+class Address:
+    """What `listen` was asked for, understood: `kind` is "tcp", "udp" or "unix"; `host` is the path for "unix"."""
+
+    __slots__ = ("host", "kind", "port")
+
+    def __init__(self, kind: str, host: str, port: int = 0) -> None:
+        self.kind, self.host, self.port = kind, host, port
+
+    @classmethod
+    def parse(cls, address: object) -> Address:
+        """Understand "host:port", (host, port), "[::1]:8000", ":8000", "unix:/path", "udp:host:port", "tcp:...".
+
+        Raises AddressError for anything else. No name is looked up.
+        """
+        if isinstance(address, tuple) and len(address) == 2:
+            host, port = address
+            if isinstance(host, str) and isinstance(port, int) and not isinstance(port, bool):
+                return cls._checked("tcp", host, str(port), address)
+        if not isinstance(address, str):
+            raise AddressError(f"listen({address!r}): want 'host:port', (host, port), 'unix:/path' or 'udp:host:port'")
+        kind, colon, rest = address.partition(":")
+        if kind == "unix" and colon:
+            if not rest or "\0" in rest:
+                raise AddressError(f"listen({address!r}): the path is missing or has a NUL in it")
+            return cls("unix", rest)
+        if kind in ("udp", "tcp") and ":" in rest:
+            return cls._checked(kind, *_split_host(rest), address)
+        return cls._checked("tcp", *_split_host(address), address)
+
+    @classmethod
+    def _checked(cls, kind: str, host: str, port: str, address: object) -> Address:
+        if not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) <= 65535):
+            raise AddressError(f"listen({address!r}): the port is a number from 0 to 65535")
+        if "\0" in host:
+            raise AddressError(f"listen({address!r}): a host has no NUL in it")
+        return cls(kind, host, int(port))
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.host}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"udp:{host}:{self.port}" if self.kind == "udp" else f"{host}:{self.port}"
+
+
+def _split_host(text: str) -> tuple[str, str]:
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return host, port
+
+
+class _Listener:
+    """One bound socket: our own descriptor of it, and what it was asked for as."""
+
+    __slots__ = ("address", "claimed", "fd", "from_systemd", "name", "socket")
+
+    def __init__(self, bound: socket.socket, address: str, name: str | None, *, from_systemd: bool = False) -> None:
+        if bound.fileno() < 3:
+            moved = socket.socket(fileno=fds.above_stdio(bound.detach()))
+            moved.setblocking(False)
+            bound = moved
+        self.socket, self.fd = bound, bound.fileno()
+        self.address, self.name, self.from_systemd = address, name, from_systemd
+        self.claimed = False
+
+    def hand_out(self) -> socket.socket:
+        self.claimed = True
+        return self.socket.dup()  # keeps timeout, family and close-on-exec
+
+
+_listeners: list[_Listener] = []
+_lock = allocate_lock()
+_asked_systemd = False
+
+
+def listen(
+    address: str | tuple[str, int],
+    *,
+    name: str | None = None,
+    backlog: int = 1024,
+    reuse_port: bool = False,
+    mode: int | None = None,
+    owner: tuple[int, int] | None = None,
+) -> socket.socket:
+    """A socket bound to `address`: inherited if any generation before had it, else from systemd, else bound now.
+
+    `address` is "host:port", (host, port), "[::1]:8000", "unix:/path", or "udp:host:port" for datagrams. Port 0 takes
+    a free port and keeps it over restarts. `name` tells two listeners apart that ask for the same address, and picks
+    the socket of that name from LISTEN_FDNAMES, whatever its address. Asked twice for the same, it hands out the same
+    listener again: a socket object for each caller, to use and close as it likes.
+
+    The socket is non-blocking (wait for it with `loop.wait(listener)`, then accept), close-on-exec, and knows its
+    family, so TCP_NODELAY can be set on what it accepts. `backlog` is the longest queue of clients that wait. With
+    `reuse_port` other processes may bind the same port beside us; it is not needed for a restart, and a process that
+    goes drops its queue. `mode` and `owner` (uid, gid) are for unix paths; a stale path (nobody answers) is replaced.
+
+    A stop closes everything; it leaves a unix path where it is, as a stale one. A restart keeps every listener that
+    this generation has asked for. Raises AddressError (an OSError) that says what is wrong. Any thread may call it;
+    a signal handler may not.
+    """
+    wanted = Address.parse(address)
+    _check_options(name, backlog, mode, owner)
+    with _lock:
+        _take_from_systemd()
+        found = _find(str(wanted), name)
+        if found is None:
+            found = _Listener(_bind(wanted, reuse_port, mode, owner), str(wanted), name)
+            _listeners.append(found)
+        if found.socket.type == socket.SOCK_STREAM:
+            found.socket.listen(backlog)  # again, to raise the backlog of an inherited one
+        return found.hand_out()
+
+
+def hand_over() -> list[dict[str, Any]]:
+    """What the next generation gets: every listener this generation asked for, and all of systemd's."""
+    for listener in _listeners:
+        if not listener.claimed and not listener.from_systemd:
+            log.info(f"{listener.address} is not asked for any more: it ends with this generation")
+    return [
+        {"fd": each.fd, "inode": os.fstat(each.fd).st_ino, "address": each.address, "name": each.name}
+        for each in _listeners
+        if each.claimed and not each.from_systemd
+    ]
+
+
+def systemd_fds() -> list[int]:
+    """The descriptors that systemd passed: they go through a restart under their numbers, claimed or not."""
+    return [listener.fd for listener in _listeners if listener.from_systemd]
+
+
+def adopt(documents: list[dict[str, Any]], *, shared: bool = False) -> None:
+    """Take over what the generation before handed over. What is not what it says is left out, with a warning.
+
+    With `shared` the generation before still uses it: its blocking mode, which belongs to all, stays as it is.
+    """
+    for document in documents:
+        fd = document["fd"]
+        try:
+            if os.fstat(fd).st_ino != document["inode"]:
+                raise OSError("it is another file by now")
+            _listeners.append(_Listener(_adopted(fd, shared), document["address"], document["name"]))
+        except OSError as error:
+            log.warning(f"listener {document['address']} is not inherited: descriptor {fd}: {error}")
+
+
+def forget() -> None:
+    """Close everything this module holds: for tests, and for a child that shall not hold it."""
+    global _asked_systemd
+    while _listeners:
+        _listeners.pop().socket.close()
+    _asked_systemd = False
+
+
+def _find(address: str, name: str | None) -> _Listener | None:
+    for listener in _listeners:
+        if listener.from_systemd:
+            if (name is not None and listener.name == name) or listener.address == address:
+                return listener
+        elif listener.address == address and (listener.name == name or not address.endswith(":0")):
+            return listener
+    return None
+
+
+def _check_options(name: str | None, backlog: int, mode: int | None, owner: tuple[int, int] | None) -> None:
+    if name is not None and not isinstance(name, str):
+        raise OptionError(f"listen(): name is a string, not {name!r}")
+    if not isinstance(backlog, int) or isinstance(backlog, bool) or not 0 <= backlog <= 2**31 - 1:
+        raise OptionError(f"listen(): backlog is a number of connections, not {backlog!r}")
+    if mode is not None and (not isinstance(mode, int) or not 0 <= mode <= 0o7777):
+        raise OptionError(f"listen(): mode is like 0o660, not {mode!r}")
+    if owner is not None and not (isinstance(owner, tuple) and [type(each) for each in owner] == [int, int]):
+        raise OptionError(f"listen(): owner is (uid, gid), not {owner!r}")
+
+
+def _take_from_systemd() -> None:
+    global _asked_systemd
+    if _asked_systemd:
+        return
+    _asked_systemd = True
+    for fd, name in systemd.listen_fds():
+        try:
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue  # a FIFO or a device: systemd passes those too, and they are not ours
+            adopted = _adopted(fd)
+            _listeners.append(_Listener(adopted, _address_of(adopted), name, from_systemd=True))
+        except OSError as error:
+            log.warning(f"LISTEN_FDS names descriptor {fd} ({name}), which is left out: {error}")
+
+
+def _adopted(fd: int, shared: bool = False) -> socket.socket:
+    """A socket object around a descriptor from elsewhere."""
+    adopted = socket.socket(fileno=fd)  # asks the kernel for family, type and protocol
+    try:
+        if adopted.type == socket.SOCK_STREAM and not adopted.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError("it does not listen")
+        adopted.set_inheritable(False)
+        adopted.setblocking(shared and os.get_blocking(fd))
+    except BaseException:
+        adopted.detach()  # not ours to close
+        raise
+    return adopted
+
+
+def _address_of(bound: socket.socket) -> str:
+    name = bound.getsockname()
+    if bound.family == socket.AF_UNIX:
+        path = name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
+        return f"unix:{path}"
+    return str(Address("udp" if bound.type == socket.SOCK_DGRAM else "tcp", name[0], name[1]))
+
+
+def _bind(address: Address, reuse_port: bool, mode: int | None, owner: tuple[int, int] | None) -> socket.socket:
+    try:
+        if address.kind == "unix":
+            return _bind_unix(address.host, mode, owner)
+        return _bind_internet(address, reuse_port)
+    except PermissionError as error:
+        raise AddressError(
+            error.errno, f"listen({str(address)!r}): {error.strerror}; bind before dropping privileges, or use systemd"
+        ) from error
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise AddressError(getattr(error, "errno", None), f"listen({str(address)!r}): {why}") from error
+
+
+def _bind_internet(address: Address, reuse_port: bool) -> socket.socket:
+    kind = socket.SOCK_DGRAM if address.kind == "udp" else socket.SOCK_STREAM
+    host = None if address.host in ("", "*") else address.host
+    found = socket.getaddrinfo(host, address.port, type=kind, flags=socket.AI_PASSIVE)
+    family, _, _, _, where = sorted(found, key=lambda each: each[0] != socket.AF_INET)[0]
+    bound = socket.socket(family, kind)
+    try:
+        if kind == socket.SOCK_STREAM:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            if not hasattr(socket, "SO_REUSEPORT"):
+                raise OSError("reuse_port is not to be had on this system")
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(where)
+        bound.setblocking(False)
+        return bound
+    except BaseException:
+        bound.close()
+        raise
+
+
+def _bind_unix(path: str, mode: int | None, owner: tuple[int, int] | None) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.startswith("@"):  # Linux's abstract names, as in systemd's unit files
+            bound.bind("\0" + path[1:])
+        else:
+            _remove_if_stale(path)
+            if mode is not None and sys.platform == "linux":
+                os.fchmod(bound.fileno(), mode)  # so that the path never has a wider one, not even for a moment
+            bound.bind(path)
+            if owner is not None:
+                os.chown(path, *owner)
+            if mode is not None:
+                os.chmod(path, mode)
+        bound.setblocking(False)
+        return bound
+    except BaseException:
+        bound.close()
+        raise
+
+
+def _remove_if_stale(path: str) -> None:
+    """A socket that nobody listens on refuses a connection; one whose queue is full (EAGAIN) is alive."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(17, "there is a file of this name that is no socket")  # 17: EEXIST everywhere
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except BlockingIOError:
+            pass
+
+
+def _renew_lock_after_fork() -> None:
+    global _lock
+    _lock = allocate_lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock_after_fork)

@@ -1,0 +1,44 @@
+"""One line an event, through `logging.getLogger("hotrestart")`, without making every restart pay for `logging`.
+
+Importing `logging` costs more than booting a small program. Where nobody has imported it nobody has configured it, and
+a line below WARNING would go nowhere: so it is not written, and nothing is imported. Never called in a signal handler.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import state
+
+__all__ = ["error", "info", "last_words", "warning"]
+
+
+def info(message: str) -> None:
+    """Tell of something that went as it should."""
+    if "logging" in sys.modules:
+        _write(20, message)
+
+
+def warning(message: str) -> None:
+    """Tell of something that an operator may want to change."""
+    _write(30, message)
+
+
+def error(message: str) -> None:
+    """Tell of something that did not work."""
+    _write(40, message)
+
+
+def _write(level: int, message: str) -> None:
+    import logging
+
+    logging.getLogger("hotrestart").log(level, "%s [pid %d, generation %d]", message, os.getpid(), state.generation)
+
+
+def last_words(message: str) -> None:
+    """Write one line to descriptor 2 with a single system call: for moments when nothing else can be relied upon."""
+    try:
+        os.write(2, f"hotrestart: {message} [pid {os.getpid()}]\n".encode(errors="replace"))
+    except OSError:
+        pass  # nobody can be told any more

@@ -1,0 +1,82 @@
+"""`worker_loop`: the context manager around a worker's loop; entering it says "ready"."""
+
+from __future__ import annotations
+
+from . import state
+from .inplace import InPlace, Running, check_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+    from .sleeper import File
+
+__all__ = ["WorkerLoop", "worker_loop"]
+
+
+def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: float = 30.0) -> WorkerLoop:
+    """The context manager around a worker's loop.
+
+    Entering it says that the program is ready. Inside `@restartable` that is all it needs. Without the decorator it
+    makes the program restartable itself, with the same options, in the main thread: it handles HUP, TERM and INT while
+    the block lasts, puts back what it found when the block ends, and lets the program restart when it ends if that was
+    asked for; a preflight then runs the new code up to this point, with all that happens before it.
+
+    Any number of threads may each have a loop inside one program. Raises OptionError, and what `@restartable` raises.
+
+    >>> import hotrestart
+    >>> with hotrestart.worker_loop() as loop:
+    ...     while loop.running:
+    ...         woken = loop.sleep(0.001)
+    ...         break
+    """
+    return WorkerLoop(Running(check_options(preflight=preflight, ready_timeout=ready_timeout, grace=grace), for_good=False))
+
+
+class WorkerLoop:
+    """What `worker_loop()` gives: read `running` each turn, or iterate; sleep and wait only through it."""
+
+    __slots__ = ("_around", "_program")
+
+    _program: InPlace
+
+    def __init__(self, around: Running) -> None:
+        self._around = around
+
+    def __enter__(self) -> Self:
+        self._program = self._around.__enter__()
+        self._program.ready()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._around.__exit__(kind, error, trace)
+
+    @property
+    def running(self) -> bool:
+        """True until the program is asked to end, to restart or to stop. The job in hand can be finished."""
+        return not state.should_stop
+
+    def __iter__(self) -> Iterator[int]:
+        """Turn after turn, counted from 0, as long as `running`: `for turn in loop: ...`"""
+        turn = 0
+        while not state.should_stop:
+            yield turn
+            turn += 1
+
+    def sleep(self, timeout: float | None = None) -> bool:
+        """Sleep `timeout` seconds (None: until asked to end). True, at once, if the program is asked to end."""
+        return self._program.sleeper.sleep(timeout)
+
+    def wait(self, *files: File, timeout: float | None = None) -> list[File]:
+        """Wait until one of `files` (sockets, connections, descriptors) is readable; the list of those that are.
+
+        Empty, at once, if the program is asked to end, and when `timeout` seconds have passed. Wait here, then make
+        the blocking call: a blocking call itself is not ended by a signal (PEP 475).
+        """
+        return self._program.sleeper.wait(*files, timeout=timeout)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once the program is asked to end, for an event loop of your own."""
+        return self._program.sleeper.fileno()

@@ -1,0 +1,167 @@
+"""The preflight: run the new code up to the door of `main()` in a child, before the old code lets go of anything.
+
+The child is the very command that the exec will run, in the same directory, environment and signal mask, with the
+same listeners. What it prints goes into a pipe, so that the end of its traceback can be quoted. Neither the end of that
+pipe nor of the report is waited for: a grandchild may hold them open. The child's end is what counts.
+"""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+
+from . import bytecode, command, inheritance, processes, takeover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .processes import Child
+    from .sleeper import Sleeper
+else:
+    import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
+
+__all__ = ["Verdict", "arrive", "check"]
+
+_LOADED, _STALE = b"loaded", b"stale"
+_TAIL = 64 * 1024  # bytes of output that are kept
+_QUOTED = 20  # lines of them that are shown
+_ABORT_GRACE = 2.0  # seconds for the stack dump
+
+
+class Verdict:
+    """Whether the new code came to the door; if not, why in one line, and the end of what it printed."""
+
+    __slots__ = ("detail", "ok", "reason")
+
+    def __init__(self, ok: bool, reason: str = "", detail: str = "") -> None:
+        self.ok, self.reason, self.detail = ok, reason, detail
+
+
+def arrive() -> None:
+    """The door of `main()`: in a preflight, say that the code has loaded, and end; otherwise do nothing.
+
+    If a module was loaded from stale bytecode it is not the new code that has loaded: say so.
+    """
+    if takeover.report_fd == -1:
+        return
+    stale, _ = bytecode.drop_stale(command.first.since)
+    os.write(takeover.report_fd, _STALE if stale else _LOADED)
+    os._exit(0)
+
+
+def check(
+    document: dict[str, Any],
+    keep: Iterable[int],
+    *,
+    timeout: float,
+    sleeper: Sleeper,
+    cancelled: Callable[[], bool],
+) -> Verdict | None:
+    """Start the new code and wait for it to come to the door, `timeout` seconds at most; None if it is cancelled.
+
+    `document` is what it inherits, with the descriptors `keep`. Blocks the calling thread, no other; `sleeper.wake`
+    makes it look at `cancelled()`. The child never outlives this call. Stale bytecode costs one run more.
+    """
+    for _ in range(2):
+        run = _Run(document, keep)
+        if run.child is None:
+            return Verdict(False, run.error)
+        try:
+            run.watch(monotonic() + timeout, sleeper, cancelled)
+            if cancelled():
+                return None
+            if run.report != _STALE:
+                break
+        finally:
+            run.close()
+    return run.verdict(timeout)
+
+
+class _Run:
+    """One child on its way to the door."""
+
+    def __init__(self, document: dict[str, Any], keep: Iterable[int]) -> None:
+        self.child: Child | None = None
+        self.error = ""
+        self.report = self.output = b""
+        self.hung = False
+        self._report_fd, report_end = os.pipe()
+        self._output_fd, output_end = os.pipe()
+        os.set_blocking(self._output_fd, False)
+        os.set_blocking(self._report_fd, False)
+        null = os.open(os.devnull, os.O_RDONLY)
+        memory, value = inheritance.write({**document, "role": "preflight", "parent": os.getpid(), "report": report_end})
+        try:
+            self.child = processes.spawn(
+                command.first.argv,
+                env={**command.first.env, command.VARIABLE: value},
+                cwd=None if command.first.is_here() else command.first.cwd,
+                keep=[memory, report_end, *keep],
+                redirect={0: null, 1: output_end, 2: output_end},
+                blocked=command.first.blocked,
+            )
+        except OSError as error:
+            self.error = f"{command.first.executable} cannot be started: {error.strerror or error}"
+            self.close()
+        finally:
+            for fd in (report_end, output_end, null, memory):
+                os.close(fd)
+
+    def watch(self, deadline: float, sleeper: Sleeper, cancelled: Callable[[], bool]) -> None:
+        """Until the child has ended, time is up, or nobody wants to know any more."""
+        assert self.child is not None
+        while self.child.poll() is None and not cancelled():
+            left = deadline - monotonic()
+            if left <= 0 and self.hung:
+                break
+            if left <= 0:
+                self.hung = True
+                self.child.send_signal(signal.SIGABRT)
+                deadline = monotonic() + _ABORT_GRACE
+                continue
+            # at the most a second: without pidfd a grandchild can hide the end of the child
+            sleeper.wait(self.child, self._output_fd, timeout=min(left, 1.0))
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        self.output = (self.output + _read_now(self._output_fd))[-_TAIL:]
+        self.report += _read_now(self._report_fd)
+
+    def close(self) -> None:
+        if self.child is not None and self.child.exit_code is None:
+            self.child.kill()
+        os.close(self._report_fd)
+        os.close(self._output_fd)
+
+    def verdict(self, timeout: float) -> Verdict:
+        assert self.child is not None
+        if self.report == _LOADED and not self.hung:
+            return Verdict(True)
+        lines = self.output.decode(errors="replace").rstrip().splitlines()[-_QUOTED:]
+        detail = "\n".join(lines)
+        if self.hung:
+            return Verdict(False, f"it did not reach main() within {timeout:g} s", detail)
+        if self.report == _STALE:
+            return Verdict(False, "its bytecode is stale and cannot be removed", detail)
+        code = self.child.exit_code or 0
+        if code < 0 and code != processes.STATUS_UNKNOWN:
+            return Verdict(False, f"it was killed by signal {-code} before it reached main()", detail)
+        if 'File "' in detail and not lines[-1].startswith((" ", "\t")):
+            return Verdict(False, lines[-1], detail)
+        return Verdict(False, "it ended before it reached main()", detail)
+
+
+def _read_now(fd: int) -> bytes:
+    data = b""
+    while True:
+        try:
+            chunk = os.read(fd, 65536)
+        except BlockingIOError:
+            return data
+        if not chunk or len(data) > _TAIL:
+            return data + chunk
+        data += chunk

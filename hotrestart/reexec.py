@@ -1,0 +1,241 @@
+"""The last act of a process: exec the same program, same pid, after everything else has been done.
+
+`restart_at_exit` is Celery's idea, an exec in an exit handler, without its hole. Exit handlers run last in, first out,
+so an exec in one of them skips all that were registered before it. There is no public way to be the last, but there is
+one to see the others: `atexit.unregister` compares its argument with each of them, in order. So ours, wherever it
+stands, takes away those that have run already, runs the rest, and only then execs.
+
+Nothing is closed before the exec; all is marked. So an exec that fails leaves a process that works and can say why.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+
+from . import bytecode, command, fds, inheritance, log, signals, state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+else:
+    import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
+
+__all__ = ["EX_OSERR", "exec_now", "last_act", "legacy", "restart_at_exit"]
+
+EX_OSERR = 71
+"""The exit status of a process whose exec failed after its exit handlers had run (sysexits.h)."""
+
+_armed_in: int | None = None  # the pid: a forked child must not restart its parent's program
+_acting = False
+
+
+def restart_at_exit() -> None:
+    """Let this process, when it ends, start its program anew instead of going away.
+
+    Whatever ends it - falling off the end of the program, `sys.exit` with any status, an exception - all non-daemon
+    threads are joined and every exit handler runs exactly once first, whoever registered it and when. A stop that is
+    asked for in the meantime (`state.reason == "stop"`) wins. Not after `os._exit`, a fatal signal, or in a forked
+    child. If the exec fails, the process says why on descriptor 2 and exits with status 71.
+
+    Idempotent; to be called in the main thread, also from a Python signal handler. Raises NotRestartableError.
+    """
+    global _armed_in
+    command.first.check()
+    if _armed_in != os.getpid():
+        _armed_in = os.getpid()
+        atexit.unregister(last_act)
+        atexit.register(last_act)
+
+
+def last_act() -> None:
+    """What `restart_at_exit` registers: run the other exit handlers, flush, exec. Returns only if a stop came first."""
+    global _acting
+    if _armed_in != os.getpid() or state.reason == "stop":
+        return
+    if not _acting:  # else: called again because an exit handler does not come back, so do without the rest
+        _acting = True
+        signals.block([signal.SIGINT])  # a KeyboardInterrupt in here would cancel the exec
+        _run_the_other_exit_handlers()
+    try:
+        exec_now()
+    except (OSError, command.NotRestartableError) as error:
+        log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
+        os._exit(EX_OSERR)
+    except _StopInstead:
+        os._exit(0)  # back into the handlers' loop is no way to go: 3.14 would run them all again
+
+
+def exec_now() -> NoReturn:
+    """Start this program anew at once: no exit handlers, no joining of threads; standard streams are flushed.
+
+    The new program has the same pid, the environment, directory, signal mask and ignored signals that the first
+    generation was given, no timers, and all that was bequeathed. Raises OSError if the exec fails, and then everything
+    is as before; NotRestartableError if there is nothing to start. Call it in the main thread (another one works, but
+    signals that the program ignores stay ignored then, and children with PDEATHSIG are killed).
+    """
+    command.first.check()
+    _, command.first.since = bytecode.drop_stale(command.first.since)
+    document, keep = legacy()
+    undo: list[Callable[[], object]] = []
+    memory = -1
+    try:
+        memory, value = inheritance.write({**document, "role": "generation", "pid": os.getpid()})
+        _flush_streams()
+        _go_to_first_directory(undo)
+        _clear_timers(undo)
+        _reset_dispositions(undo)
+        mask = signals.block(signals.RESTART)
+        undo.append(lambda: signals.restore_mask(mask))
+        if state.reason == "stop":  # TERM is fatal from here on, so this is the last one that has to be looked for
+            raise _StopInstead
+        signals.restore_mask({*command.first.blocked, *document["held"]})
+        keep = [*keep, memory]
+        marked = fds.set_cloexec_from(3, keep)
+        undo.append(lambda: fds.set_inheritable_all(marked))
+        unmarked = fds.set_inheritable_all(keep)
+        undo.append(lambda: fds.set_inheritable_all(unmarked, False))
+        _exec({**command.first.env, command.VARIABLE: value})
+    except BaseException:
+        while undo:
+            undo.pop()()
+        if memory != -1:
+            os.close(memory)
+        raise
+
+
+def legacy() -> tuple[dict[str, Any], list[int]]:
+    """What this generation leaves to the next: the document, and the descriptors that go with it."""
+    listeners, keep = [], [*inheritance.kept.values()]
+    given = {fd: identity for fd, identity in command.first.fds.items() if _identity(fd) == identity}
+    if (module := sys.modules.get(f"{__package__}.listeners")) is not None:
+        listeners = module.hand_over()
+        keep += [*(each["fd"] for each in listeners), *module.systemd_fds()]
+    document = {
+        "generation": state.generation + 1,
+        "listeners": listeners,
+        "kept": {name: {"fd": fd, "inode": os.fstat(fd).st_ino} for name, fd in inheritance.kept.items()},
+        "state": inheritance.state,
+        "fds": {str(fd): identity for fd, identity in given.items()},
+        "blocked": command.first.blocked,
+        "ignored": command.first.ignored,
+        "held": [int(n) for n in signals.RESTART if n not in command.first.blocked],
+        "since": command.first.since,
+        "report": -1,
+    }
+    return document, [*keep, *given]
+
+
+class _StopInstead(Exception):
+    """A stop was asked for before the point of no return."""
+
+
+def _exec(env: dict[str, str]) -> NoReturn:
+    first = command.first
+    try:
+        os.execve(first.executable, first.argv, env)
+    except FileNotFoundError:
+        # The interpreter's file has gone since the preflight. The one that runs now still exists, and better the
+        # old interpreter than none.
+        if not os.path.exists("/proc/self/exe"):
+            raise
+        log.last_words(f"{first.executable} is gone: starting again with the interpreter that runs now")
+        os.execve("/proc/self/exe", first.argv, env)
+
+
+def _run_the_other_exit_handlers() -> None:
+    """Run those that have not run: the ones registered before ours. In CPython's loop ours is the one that runs now."""
+    registered = _Registered()
+    atexit.register(registered.newest)
+    atexit.unregister(registered)  # equal to none: it only looks
+    functions = registered.functions
+    if registered.newest not in functions or last_act not in functions:
+        log.last_words("exit handlers cannot be told apart here: those registered before the restart do not run")
+        return
+    ours = functions.index(last_act)
+    if functions[0] is registered.newest:  # 3.14 and later keep the newest first
+        done = range(ours + 1)
+    else:
+        done = range(ours, len(functions))
+    atexit.unregister(_Registered(done))
+    atexit._run_exitfuncs()
+
+
+class _Registered:
+    """Is compared with each registered exit handler, in the order in which CPython keeps them, and equals `those`."""
+
+    def __init__(self, those: range = range(0)) -> None:
+        self.functions: list[object] = []
+        self._those = those
+        self.newest = lambda: None
+
+    def __eq__(self, function: object) -> bool:
+        self.functions.append(function)
+        return len(self.functions) - 1 in self._those
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            continue  # None, closed, or a terminal that is gone: nobody waits for it
+
+
+def _go_to_first_directory(undo: list[Callable[[], object]]) -> None:
+    if command.first.cwd is None:
+        return
+    try:
+        here = os.open(os.curdir, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        here = -1  # deleted or not ours to read: there is no way back, and none is needed
+    os.chdir(command.first.cwd)
+    if here != -1:
+        undo.append(lambda: (os.fchdir(here), os.close(here)))
+
+
+def _clear_timers(undo: list[Callable[[], object]]) -> None:
+    """Timers survive an exec, and their signals would kill the new generation before it can handle them."""
+    for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        delay, interval = signal.setitimer(which, 0)
+        if delay:
+            undo.append(lambda which=which, delay=delay, interval=interval: signal.setitimer(which, delay, interval))
+
+
+def _reset_dispositions(undo: list[Callable[[], object]]) -> None:
+    """Ignored signals survive an exec: those of the first generation shall be ignored, and no others.
+
+    A TERM that the C handler has noted and Python has not is lost in an exec: so make TERM and INT fatal first.
+    """
+    wanted = {n: signal.SIG_DFL for n in signals.STOP}
+    for number in range(1, signal.NSIG):
+        try:
+            ignored = signal.getsignal(number) == signal.SIG_IGN
+        except ValueError:
+            continue  # not a signal here
+        if number in command.first.ignored:
+            wanted[number] = signal.SIG_IGN
+        elif ignored and number not in command.IGNORED_BY_CPYTHON:
+            wanted[number] = signal.SIG_DFL
+    for number, disposition in wanted.items():
+        before = signal.getsignal(number)
+        if before is None or before == disposition:
+            continue
+        try:
+            signal.signal(number, disposition)
+        except ValueError:
+            return  # not the main thread
+        undo.append(lambda number=number, before=before: signal.signal(number, before))
+
+
+def _identity(fd: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,245 @@
+"""`handling`: route HUP, TERM and INT to the flag and the sleeper, and put back whatever was there before.
+
+Three windows lose or misdirect signals, and each is closed by blocking first:
+
+* between exec and the new handlers, a HUP kills: the old generation blocks it, `hold` remembers it from the import of
+  hotrestart on, and `handling` replays it;
+* in a forked child the parent's handlers swallow a TERM meant to end the child (as `multiprocessing` sends): the child
+  gets back what was there before, and nothing is delivered to it until then;
+* while handlers are being exchanged, a signal would meet a half of each.
+
+A handler does nothing but write attributes and one byte into a pipe: it takes no lock, logs nothing, and may interrupt
+itself. A signal that is ignored when we come (nohup, a shell's background job) stays ignored.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import get_ident
+
+from . import log, state
+from .errors import WrongThreadError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from typing_extensions import Self
+
+    from .sleeper import Sleeper
+else:
+    import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
+
+__all__ = ["RESTART", "STOP", "block", "handling", "hold", "restore_mask"]
+
+RESTART: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
+STOP: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
+
+
+class handling:
+    """Handle signals inside a `with` block, in the main thread.
+
+    One of `restart` calls `on_restart()`; the first of `stop` calls `on_stop()` and gives all of `stop` their default
+    action, so that a second one ends the process at once, even if Python is stuck. Without these functions the flag
+    in `state` is set and the sleeper woken for good. Both run in the main thread between two bytecodes: they must not
+    block, log, or take a lock. While the block lasts, the sleeper's pipe is the wakeup fd if nobody else has one, so
+    that a signal which the kernel hands to another thread ends a sleep too.
+
+    Raises WrongThreadError outside of the main thread. A forked child is out of the block; an exec ends it.
+    """
+
+    def __init__(
+        self,
+        sleeper: Sleeper | None = None,
+        *,
+        restart: Iterable[int] = RESTART,
+        stop: Iterable[int] = STOP,
+        on_restart: Callable[[], None] | None = None,
+        on_stop: Callable[[], None] | None = None,
+    ) -> None:
+        self._sleeper = sleeper
+        self._stop = tuple(stop)
+        self._on_restart = on_restart or (lambda: self._end("restart"))
+        self._on_stop = on_stop or (lambda: self._end("stop"))
+        self._wanted = {**dict.fromkeys(restart, self._restart_asked), **dict.fromkeys(self._stop, self._stop_asked)}
+        self._found: dict[int, Any] = {}
+        self._wakeup_fd = -1
+
+    def __enter__(self) -> Self:
+        held = _held
+        with _blocked(self._wanted):
+            release()
+            for number, handler in self._wanted.items():
+                self._install(number, handler)
+        _active.append(self)
+        _watch_forks()
+        self._take_wakeup_fd()
+        if held is not None and held.asked:
+            self._on_restart()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Put back what was found, except where somebody else has installed a handler since."""
+        if self in _active:
+            _active.remove(self)
+        with _blocked(self._wanted):
+            self._give_wakeup_fd_back()
+            while self._found:
+                number, before = self._found.popitem()
+                if signal.getsignal(number) in (self._wanted[number], signal.SIG_DFL):
+                    signal.signal(number, before)
+
+    def installed(self) -> list[int]:
+        """The signals that reach this block's handlers now."""
+        return [number for number in self._found if signal.getsignal(number) == self._wanted[number]]
+
+    def _install(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        before = signal.getsignal(number)
+        if before == signal.SIG_IGN:
+            return
+        if before is None:
+            log.warning(f"signal {number} has a handler that was not installed from Python: it is left alone")
+            return
+        try:
+            signal.signal(number, handler)
+        except ValueError:
+            raise WrongThreadError("signals can be handled in the main thread only: enter there") from None
+        self._found[number] = before
+
+    def _restart_asked(self, number: int, frame: object) -> None:
+        self._on_restart()
+
+    def _stop_asked(self, number: int, frame: object) -> None:
+        for each in self._stop:
+            if each in self._found:
+                signal.signal(each, signal.SIG_DFL)
+        self._on_stop()
+
+    def _end(self, why: Any) -> None:
+        state.end(why)
+        if self._sleeper is not None:
+            self._sleeper.wake(for_good=True)
+
+    def _take_wakeup_fd(self) -> None:
+        if self._sleeper is None:
+            return
+        self._sleeper.owner = get_ident()
+        mine = self._sleeper.write_end()
+        before = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
+        if before == -1:
+            self._wakeup_fd = mine
+        else:
+            signal.set_wakeup_fd(before)
+
+    def _give_wakeup_fd_back(self) -> None:
+        if self._wakeup_fd != -1:
+            present = signal.set_wakeup_fd(-1)
+            if present != self._wakeup_fd:
+                signal.set_wakeup_fd(present)
+            self._wakeup_fd = -1
+
+
+class _Held(handling):
+    """Remembers a restart that was asked for before the program was ready to be asked."""
+
+    def __init__(self, restart: Iterable[int]) -> None:
+        self.asked = False
+        super().__init__(restart=restart, stop=(), on_restart=self._remember)
+
+    def _remember(self) -> None:
+        self.asked = True
+
+
+_held: _Held | None = None
+_active: list[handling] = []
+
+
+def hold(numbers: Iterable[int]) -> None:
+    """Remember these signals until the next `handling` begins, and unblock them.
+
+    For a new generation: the one before has blocked them across the exec. Outside of the main thread they just stay
+    blocked until then.
+    """
+    global _held
+    held = _Held(numbers)
+    try:
+        for number, handler in held._wanted.items():
+            held._install(number, handler)
+    except WrongThreadError:
+        _blocked_at_boot.update(held._wanted)
+        return
+    _held = held
+    _active.append(held)
+    _watch_forks()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, held._wanted)
+
+
+def release() -> None:
+    """End what `hold` began."""
+    global _held
+    if _held is not None:
+        _held.restore()
+        _held = None
+
+
+def block(numbers: Iterable[int]) -> list[int]:
+    """Block these signals in this thread; return the mask as it was, for `restore_mask`."""
+    return [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, numbers)]
+
+
+def restore_mask(mask: Iterable[int]) -> None:
+    """Make `mask` the set of signals blocked in this thread; what is pending and not in it is delivered now."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+_blocked_at_boot: set[int] = set()
+
+
+class _blocked:
+    """Signals wait while handlers are exchanged."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._numbers = list(numbers)
+
+    def __enter__(self) -> None:
+        self._mask = block(self._numbers)
+
+    def __exit__(self, *exc_info: object) -> None:
+        mask = set(self._mask) - _blocked_at_boot
+        _blocked_at_boot.clear()
+        restore_mask(mask)
+
+
+_watching_forks = False
+_masks: dict[int, list[int]] = {}  # of the threads that are forking just now
+
+
+def _watch_forks() -> None:
+    global _watching_forks
+    if not _watching_forks:
+        _watching_forks = True
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
+
+def _before_fork() -> None:
+    if _active:
+        _masks[get_ident()] = block({number for each in _active for number in each._wanted})
+
+
+def _after_fork() -> None:
+    mask = _masks.pop(get_ident(), None)
+    if mask is not None:
+        restore_mask(mask)
+
+
+def _after_fork_in_child() -> None:
+    mask = _masks.pop(get_ident(), None)
+    while _active:
+        _active[-1].restore()
+    if mask is not None:
+        restore_mask(mask)

@@ -1,0 +1,252 @@
+"""`Sleeper`: a sleep that a signal handler or another thread can end at once - the self-pipe, done with care.
+
+PEP 475 makes every blocking call of Python go on after a signal, so a loop that sleeps must sleep in `poll` on a pipe.
+What is less obvious:
+
+* Threads that share one pipe steal each other's bytes: one wakes, the others sleep on. Each sleeping thread has a pipe
+  of its own here. Pipes are kept for the next sleeper instead of closed, because `wake` may just be writing to one, and
+  a closed number is soon somebody else's file.
+* A forked child shares the pipe with its parent, and a signal to the child would wake the parent: the child gets new
+  pipes under the old numbers.
+* The C part of a signal handler may write signal numbers into the pipe (`signal.set_wakeup_fd`). They only make `poll`
+  return, so that Python runs the handler; the sleep goes on unless the handler called `wake`, which writes a zero.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from _thread import allocate_lock, get_ident
+from _weakref import ref  # the module weakref costs 2 ms of every restart
+from time import monotonic
+
+from .errors import HotRestartError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, TypeVar
+
+    from typing_extensions import Self
+
+    class HasFileno(Protocol):
+        def fileno(self) -> int: ...
+
+    File = TypeVar("File", bound="int | HasFileno")
+
+__all__ = ["Sleeper"]
+
+_WAKE = b"\0"  # no signal has the number 0
+_LONGEST_POLL = 2**31 - 1  # milliseconds: poll(2) takes an int
+_NEVER = float("inf")
+
+
+class Sleeper:
+    """Sleep until a time has passed, a file is readable, or somebody calls `wake`.
+
+    `wake` may be called in any thread and in a signal handler. Any number of threads may sleep at the same time. After
+    a fork the child's sleeper is its own. After an exec nothing is left of it (its descriptors are close-on-exec).
+    Make it in the main thread if it is to be used with `signals.handling`.
+
+    >>> sleeper = Sleeper()
+    >>> sleeper.sleep(0.001)
+    False
+    >>> sleeper.wake()
+    >>> sleeper.sleep(60)
+    True
+    """
+
+    def __init__(self) -> None:
+        self.owner = get_ident()  # the thread that sleeps on the pipe of fileno(); all others have pipes of their own
+        self._woken = False
+        self._for_good = False
+        self._pipes: list[_Pipe] = []
+        self._pipes.append(_Pipe())
+        _remember(self)
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable with `wake`, for a poll or event loop of your own.
+
+        It stays readable until the thread that made the sleeper calls `sleep` or `wait` (`sleep(0)` is enough);
+        after `wake(for_good=True)` it stays readable.
+        """
+        if not self._pipes:
+            raise HotRestartError("this Sleeper is closed")
+        return self._pipes[0].read_end
+
+    def write_end(self) -> int:
+        """The other end of `fileno()`'s pipe, for `signal.set_wakeup_fd`: bytes other than zero are no `wake`."""
+        if not self._pipes:
+            raise HotRestartError("this Sleeper is closed")
+        return self._pipes[0].write_end
+
+    def wake(self, *, for_good: bool = False) -> None:
+        """End every sleep that is under way; if there is none, the next one ends at once.
+
+        Several calls before a sleep count as one. With `for_good` every later sleep ends at once too.
+        """
+        if for_good:
+            self._for_good = True
+        self._woken = True
+        for pipe in self._pipes:
+            pipe.write(_WAKE)
+
+    def sleep(self, timeout: float | None = None) -> bool:
+        """Sleep for `timeout` seconds (None: for ever). True if woken by `wake`, False if the time has passed."""
+        return self._wait((), timeout)[0]
+
+    def wait(self, *files: File, timeout: float | None = None) -> list[File]:
+        """Wait until one of `files` is readable, has an error or is at its end, and return those that are.
+
+        A file is a descriptor or anything with `fileno()`, of any number (`poll`, not `select`). An empty list: woken
+        by `wake`, or `timeout` seconds have passed. Raises OSError (EBADF) for a descriptor that is not open.
+        """
+        return self._wait(files, timeout)[1]
+
+    def close(self) -> None:
+        """Give the descriptors back. No thread may be sleeping; `wake` does nothing afterwards."""
+        pipes, self._pipes = self._pipes, []
+        for pipe in pipes:
+            pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _wait(self, files: tuple[File, ...], timeout: float | None) -> tuple[bool, list[File]]:
+        if timeout is not None and not timeout >= 0:  # catches NaN
+            raise ValueError(f"a sleep takes a timeout of 0 seconds or more, or None, not {timeout!r}")
+        deadline = _NEVER if timeout is None else monotonic() + timeout
+        numbers = [file if isinstance(file, int) else file.fileno() for file in files]
+        pipe = self._take_pipe()
+        try:
+            if self._for_good or self._woken:
+                self._woken = False
+                return True, []
+            return self._poll(pipe, files, numbers, deadline)
+        finally:
+            pipe.busy.release()
+
+    def _poll(
+        self, pipe: _Pipe, files: tuple[File, ...], numbers: list[int], deadline: float
+    ) -> tuple[bool, list[File]]:
+        poll = select.poll()
+        poll.register(pipe.read_end, select.POLLIN)
+        for number in numbers:
+            poll.register(number, select.POLLIN)
+        while True:
+            events = dict(poll.poll(_milliseconds(deadline)))
+            if events.pop(pipe.read_end, 0):
+                woken = self._woken
+                self._woken = False  # before the bytes are read: a wake in between is kept for the next sleep
+                if _WAKE in pipe.read() or woken or self._for_good:
+                    return True, []
+            if events:
+                for number, event in events.items():
+                    if event & select.POLLNVAL:
+                        raise OSError(9, f"wait(): descriptor {number} is not open")  # 9: EBADF everywhere
+                return False, [file for file, number in zip(files, numbers) if number in events]
+            if monotonic() >= deadline:
+                return False, []
+
+    def _take_pipe(self) -> _Pipe:
+        if not self._pipes:
+            raise HotRestartError("this Sleeper is closed")
+        home = self._pipes[0]
+        if get_ident() == self.owner and home.busy.acquire(False):
+            if not self._for_good:
+                home.read()
+            return home
+        for pipe in self._pipes[1:]:
+            if pipe.busy.acquire(False):
+                pipe.read()
+                return pipe
+        pipe = _Pipe()
+        pipe.busy.acquire()
+        self._pipes.append(pipe)
+        return pipe
+
+    def _renew_after_fork(self) -> None:
+        self.owner = get_ident()
+        self._woken = False
+        for pipe in self._pipes[1:]:
+            pipe.close()
+        del self._pipes[1:]
+        for pipe in self._pipes:
+            pipe.renew()
+            if self._for_good:
+                pipe.write(_WAKE)
+
+
+class _Pipe:
+    """Both ends non-blocking and close-on-exec; `busy` is held by the thread that sleeps on it."""
+
+    __slots__ = ("busy", "read_end", "write_end")
+
+    def __init__(self) -> None:
+        self.busy = allocate_lock()
+        self.read_end, self.write_end = _open_pipe()
+
+    def write(self, data: bytes) -> None:
+        try:
+            os.write(self.write_end, data)
+        except OSError:
+            pass  # full: the reader has a reason to wake already; closed: there is no reader
+
+    def read(self) -> bytes:
+        """All that is in the pipe; at most 64 KiB a call, the size of a pipe."""
+        try:
+            return os.read(self.read_end, 65536)
+        except BlockingIOError:
+            return b""
+
+    def renew(self) -> None:
+        """Cut the tie to whoever else holds this pipe, and keep the numbers."""
+        self.busy = allocate_lock()
+        read_end, write_end = _open_pipe()
+        os.dup2(read_end, self.read_end, inheritable=False)
+        os.dup2(write_end, self.write_end, inheritable=False)
+        os.close(read_end)
+        os.close(write_end)
+
+    def close(self) -> None:
+        ends, self.read_end, self.write_end = (self.read_end, self.write_end), -1, -1
+        for end in ends:
+            if end != -1:
+                os.close(end)
+
+
+def _open_pipe() -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    return ends
+
+
+def _milliseconds(deadline: float) -> int | None:
+    if deadline == _NEVER:
+        return None
+    return min(max(0, -int((monotonic() - deadline) * 1000 // 1)), _LONGEST_POLL)
+
+
+_sleepers: dict[int, ref[Sleeper]] = {}
+
+
+def _remember(sleeper: Sleeper) -> None:
+    key = id(sleeper)
+    _sleepers[key] = ref(sleeper, lambda _: _sleepers.pop(key, None))
+
+
+def _renew_all_after_fork() -> None:
+    for reference in list(_sleepers.values()):
+        sleeper = reference()
+        if sleeper is not None:
+            sleeper._renew_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_all_after_fork)

@@ -1,0 +1,130 @@
+"""What a new generation does first: take what the one before has left, while hotrestart is being imported.
+
+Every check is made before anything is touched: a document that is not sound is ignored as a whole, with one warning.
+A preflight (the new code, run up to the door of `main()` in a child of the old) starts here as well; it must leave no
+mark: it ends without running anybody's exit handlers, for these would tidy up after the old generation.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import command, inheritance, log, signals, state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["report_fd", "take_over"]
+
+report_fd: int = -1
+"""In a preflight, the descriptor through which the old generation is told; -1 otherwise."""
+
+_SHAPE: dict[str, type | tuple[type, ...]] = {
+    "role": str,
+    "generation": int,
+    "listeners": list,
+    "kept": dict,
+    "state": dict,
+    "fds": dict,
+    "blocked": list,
+    "ignored": list,
+    "held": list,
+    "since": (int, float),
+    "report": int,
+}
+
+
+def take_over() -> None:
+    """Read the inheritance, if there is one that is meant for this process, and put each part where it belongs."""
+    document = inheritance.read()
+    if document is None:
+        return
+    try:
+        _check(document)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        log.warning(f"the inheritance is ignored, it is garbled: {error!r}")
+        return
+    state.generation = document["generation"]
+    command.first.since = document["since"]
+    command.first.blocked = document["blocked"]
+    command.first.ignored = document["ignored"]
+    command.first.fds = {int(fd): (device, inode) for fd, (device, inode) in document["fds"].items()}
+    preflight = document["role"] == "preflight"
+    if document["listeners"]:
+        from . import listeners
+
+        listeners.adopt(document["listeners"], shared=preflight)
+    inheritance.adopt(document["state"], _sound(document["kept"]))
+    if preflight:
+        _begin_preflight(document["report"])
+    else:
+        signals.hold(document["held"])
+
+
+def _check(document: dict[str, Any]) -> None:
+    for key, kind in _SHAPE.items():
+        if not isinstance(document[key], kind) or isinstance(document[key], bool):
+            raise ValueError(f"{key} is {document[key]!r}")
+    if document["role"] not in ("generation", "preflight"):
+        raise ValueError(f"role is {document['role']!r}")
+    for each in document["listeners"]:
+        named = each["name"] is None or isinstance(each["name"], str)
+        if not (named and isinstance(each["address"], str) and _are_numbers(each["fd"], each["inode"])):
+            raise ValueError(f"a listener is {each!r}")
+    for each in document["kept"].values():
+        if not _are_numbers(each["fd"], each["inode"]):
+            raise ValueError(f"a kept file is {each!r}")
+    for fd, (device, inode) in document["fds"].items():
+        if not _are_numbers(int(fd), device, inode):
+            raise ValueError("a given descriptor is no number")
+    if not _are_numbers(*document["blocked"], *document["ignored"], *document["held"], highest=64):
+        raise ValueError("a signal is no number")
+
+
+def _are_numbers(*values: object, highest: int = 2**64) -> bool:
+    return all(isinstance(value, int) and 0 <= value < highest + 1 for value in values)
+
+
+def _sound(kept: dict[str, dict[str, int]]) -> dict[str, int]:
+    """The kept files that are what they say, close-on-exec from now on."""
+    sound = {}
+    for name, file in kept.items():
+        try:
+            if os.fstat(file["fd"]).st_ino != file["inode"]:
+                raise OSError("it is another file by now")
+            os.set_inheritable(file["fd"], False)
+            sound[name] = file["fd"]
+        except OSError as error:
+            log.warning(f"what was bequeathed as {name!r} is not inherited: descriptor {file['fd']}: {error}")
+    return sound
+
+
+def _begin_preflight(fd: int) -> None:
+    global report_fd
+    import faulthandler
+    import threading
+
+    os.set_inheritable(fd, False)
+    report_fd = fd
+    faulthandler.enable(all_threads=True)  # the old generation ends a hung preflight by ABRT: this says where it hung
+    show = sys.excepthook
+
+    def show_and_end(*error: Any) -> None:
+        show(*error)
+        _end()
+
+    sys.excepthook = show_and_end
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None:  # before the exit handlers, for an end by sys.exit; a private name, and no harm without
+        register(_end)
+
+
+def _end() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            continue  # closed, or None: there is nothing to say
+    os._exit(1)
