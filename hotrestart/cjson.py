@@ -22,7 +22,10 @@ def dumps(value: Any) -> str:
         try:
             import _json
 
-            encode = _json.make_encoder({}, None, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False)
+            accelerator: Any = _json
+            encode = accelerator.make_encoder(
+                {}, None, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False
+            )
             return "".join(encode(value, 0))
         except Exception:
             pass  # json repeats it, and says what is wrong
@@ -37,7 +40,8 @@ def loads(text: str) -> Any:
         try:
             import _json
 
-            value, end = _json.make_scanner(_Settings)(text, 0)
+            accelerator: Any = _json
+            value, end = accelerator.make_scanner(_Settings)(text, 0)
             if end == len(text):
                 return value
         except Exception:
@@ -60,4 +64,3 @@ class _Settings:
     parse_float = float
     parse_int = int
     parse_constant = staticmethod(_refuse)
-    memo: dict[str, str] = {}

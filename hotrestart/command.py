@@ -119,7 +119,7 @@ def _is_ignored(number: int) -> bool:
 
 
 def _given_fds() -> dict[int, tuple[int, int]]:
-    given = {}
+    given: dict[int, tuple[int, int]] = {}
     for fd in open_fds(3) if hasattr(os, "fork") else ():
         try:
             if os.get_inheritable(fd):

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from socket import socket
 
-__all__ = ["above_stdio", "close_open_fds", "open_fds", "recv_fds", "send_fds", "set_cloexec_from", "set_inheritable_all"]
+__all__ = [
+    "above_stdio",
+    "close_open_fds",
+    "open_fds",
+    "recv_fds",
+    "send_fds",
+    "set_cloexec_from",
+    "set_inheritable_all",
+]
 
 _NO_FD = 2**31 - 1  # one more than any descriptor can be: the C type is int
 _FEW = 65536  # how far to look where nothing can list the open descriptors
@@ -64,7 +72,7 @@ def set_cloexec_from(lowest: int = 3, keep: Collection[int] = ()) -> list[int]:
 
     Give the returned list to `set_inheritable_all` to take it back, as after an exec that failed.
     """
-    marked = []
+    marked: list[int] = []
     for fd in open_fds(lowest):
         try:
             if fd not in keep and os.get_inheritable(fd):
@@ -77,7 +85,7 @@ def set_cloexec_from(lowest: int = 3, keep: Collection[int] = ()) -> list[int]:
 
 def set_inheritable_all(fds: Iterable[int], inheritable: bool = True) -> list[int]:
     """Set or clear inheritance through exec for each of `fds`; return those for which it has changed."""
-    changed = []
+    changed: list[int] = []
     for fd in fds:
         try:
             if os.get_inheritable(fd) != inheritable:

@@ -141,7 +141,7 @@ def _read(value: str) -> dict[str, Any]:
     status = os.fstat(fd)
     if status.st_ino != int(inode) or status.st_nlink or not 0 < status.st_size <= _LARGEST:
         raise ValueError("the descriptor is another file by now")
-    document = cjson.loads(_read_all(fd, status.st_size).decode())
+    document: dict[str, Any] | None = cjson.loads(_read_all(fd, status.st_size).decode())
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError("the document is of another version of hotrestart")
     if document.get("pid") != os.getpid() and document.get("parent") != os.getppid():

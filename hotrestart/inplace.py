@@ -15,28 +15,23 @@ No thread of ours lives while nothing is asked. A stop beats a restart at every 
 from __future__ import annotations
 
 import os
-import sys
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import allocate_lock, start_new_thread
 
-from . import command, log, preflight, signals, state
+from . import command, log, signals, state, takeover
 from .errors import HotRestartError, OptionError
+from .grace import Grace
 from .sleeper import Sleeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Callable
     from typing import Any, TypeVar
 
     Callback = TypeVar("Callback", bound=Callable[[], object])
-else:
-    import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
 __all__ = ["InPlace", "Running", "check_options", "current", "on_stop", "ready", "request_restart", "request_stop"]
 
 _MOST_PREFLIGHTS = 3  # in a row, when requests come faster than the new code loads
-_LAST_CALL = 3.0  # seconds for exit handlers once grace is over
-_FOREVER = 4e6  # seconds, about what a lock can wait
 
 _callbacks: list[Callable[[], object]] = []
 
@@ -46,7 +41,8 @@ class InPlace:
 
     def __init__(self, *, preflight: bool = True, ready_timeout: float = 60.0, grace: float = 30.0) -> None:
         self.sleeper = Sleeper()
-        self._preflight, self._ready_timeout, self._grace = preflight, ready_timeout, grace
+        self._preflight, self._ready_timeout = preflight, ready_timeout
+        self._grace = Grace(grace)
         self._may_restart = os.getpid() == command.first.pid  # a forked child is no program of its own
         self._handling = signals.handling(
             self.sleeper,
@@ -57,16 +53,13 @@ class InPlace:
         self._asked = 0  # changes with every request
         self._preparing = allocate_lock()
         self._draining = allocate_lock()
-        self._left = allocate_lock()  # released when there is nothing to watch any more
-        self._pid, self._main_thread = os.getpid(), get_ident()
-        self._main_has_returned = self._is_ready = self._overdue = False
+        self._is_ready = False
 
     def enter(self) -> None:
         """Begin to handle requests, including those of the boot window."""
         global current
         if self._may_restart:
             command.first.check()
-        self._left.acquire()
         current = self
         try:
             self._handling.__enter__()
@@ -81,7 +74,7 @@ class InPlace:
         service down. `for_good`: it is the program that ends, so a late HUP must not kill it while it tidies up.
         """
         global current
-        self._main_has_returned = True
+        self._grace.main_has_returned = True
         if isinstance(error, KeyboardInterrupt):
             state.end("stop")
         self._abandon_preflight()
@@ -94,7 +87,7 @@ class InPlace:
             return
         current = None
         if state.reason is None:
-            self._left.release()
+            self._grace.call_off()
         if state.reason is None or not for_good:
             self._handling.restore()
 
@@ -106,8 +99,8 @@ class InPlace:
 
     def request_restart(self) -> None:
         """Ask for a restart. In any thread and in a signal handler."""
-        if self._overdue:
-            self._last_call()
+        if self._grace.is_over:
+            self._grace.last_call()
         if state.should_stop:
             return
         if not self._may_restart:
@@ -129,21 +122,29 @@ class InPlace:
     # --- the short-lived threads
 
     def _prepare(self) -> None:
-        """Run preflights until the newest request has its answer."""
+        """Answer requests until there are none; the lock is free again before the last look."""
         while True:
-            for _ in range(_MOST_PREFLIGHTS):
-                seen = self._asked
-                passed = self._check_new_code()
-                if seen == self._asked or self._is_ending():
-                    break
-            if passed and not self._is_ending():
-                self._end("restart")
+            answered = self._answer_newest()
             self._preparing.release()
-            if seen == self._asked or self._is_ending() or not self._preparing.acquire(False):
+            if answered == self._asked or self._is_ending() or not self._preparing.acquire(False):
                 return
 
+    def _answer_newest(self) -> int:
+        """Preflight until the newest request has its answer; which one that was."""
+        in_a_row = 0
+        while True:
+            seen, in_a_row = self._asked, in_a_row + 1
+            passed = self._check_new_code()
+            if self._is_ending():
+                return seen
+            if passed and (seen == self._asked or in_a_row >= _MOST_PREFLIGHTS):
+                self._end("restart")
+                return seen
+            if not passed and seen == self._asked:
+                return seen
+
     def _check_new_code(self) -> bool:
-        from . import bytecode, reexec
+        from . import bytecode, preflight, reexec
 
         try:
             _, command.first.since = bytecode.drop_stale(command.first.since)
@@ -157,7 +158,7 @@ class InPlace:
         return verdict is not None and verdict.ok
 
     def _is_ending(self) -> bool:
-        return state.should_stop or self._main_has_returned
+        return state.should_stop or self._grace.main_has_returned
 
     def _end(self, why: state.Reason) -> None:
         state.end(why)
@@ -169,56 +170,13 @@ class InPlace:
                 log.last_words(f"grace is not watched, on_stop callbacks are not called: {error}")
 
     def _drain(self) -> None:
-        """See to it that the program ends within grace."""
+        """Tell who wants to know, and see to it that the program ends within grace."""
         if _callbacks:
             start_new_thread(_call_all, (list(_callbacks),))
-        if state.reason == "restart":
-            from . import reexec  # noqa: F401  now, while the main thread is still at work
-        if self._left.acquire(True, min(self._grace, _FOREVER)):
-            return
-        log.last_words(f"grace of {self._grace:g} s is over, and {self._who_is_late()} has not ended")
-        while state.reason == "restart":
-            self._restart_overdue()
-        self._stop_overdue()
-
-    def _stop_overdue(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-            os.kill(self._pid, number)  # the first may still be handled: the second has its default action
-            self._left.acquire(True, 1.0)
-
-    def _restart_overdue(self) -> None:
-        """Let the main thread do the last act from a signal handler; if it cannot, exec from here."""
-        from . import reexec
-
-        self._overdue = True
-        for number in self._handling.installed():
-            signal.pthread_kill(self._main_thread, number)
-            self._left.acquire(True, _LAST_CALL)
-            break
-        if state.reason == "restart":
-            try:
-                reexec.exec_now()
-            except (OSError, HotRestartError) as error:
-                log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
-                os._exit(reexec.EX_OSERR)
-
-    def _last_call(self) -> None:
-        from . import reexec
-
-        reexec.restart_at_exit()
-        reexec.last_act()
-
-    def _who_is_late(self) -> str:
-        if not self._main_has_returned:
-            return f"the main thread, {_where(self._main_thread)},"
-        threading = sys.modules.get("threading")
-        for thread in threading.enumerate() if threading else ():
-            if not thread.daemon and thread.ident != self._main_thread and thread.is_alive():
-                return f"thread {thread.name!r}, {_where(thread.ident)},"
-        return f"the end of the program, {_where(self._main_thread)},"
+        self._grace.watch(self._handling.installed())
 
     def _abandon_preflight(self) -> None:
-        """Do not leave a preflight behind. It notices within milliseconds; it is not waited for longer than it takes."""
+        """Do not leave a preflight behind. It notices within milliseconds."""
         if self._preparing.locked():
             self.sleeper.wake(for_good=True)
             if self._preparing.acquire(True, 10.0):
@@ -270,7 +228,7 @@ class Running:
         self._mine: InPlace | None = None
 
     def __enter__(self) -> InPlace:
-        preflight.arrive()
+        takeover.arrive()
         if current is not None:
             return current
         self._mine = InPlace(**self._options)
@@ -304,13 +262,6 @@ def _call_all(callbacks: list[Callable[[], object]]) -> None:
             callback()
         except Exception as error:
             log.error(f"on_stop callback {callback!r} raised {error!r}")
-
-
-def _where(ident: int | None) -> str:
-    frame = sys._current_frames().get(ident or 0)
-    if frame is None:
-        return "which cannot be looked into"
-    return f"in {frame.f_code.co_name}() at {frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _indented(text: str) -> str:

@@ -33,15 +33,13 @@ class Address:
         self.kind, self.host, self.port = kind, host, port
 
     @classmethod
-    def parse(cls, address: object) -> Address:
+    def parse(cls, address: Any) -> Address:
         """Understand "host:port", (host, port), "[::1]:8000", ":8000", "unix:/path", "udp:host:port", "tcp:...".
 
         Raises AddressError for anything else. No name is looked up.
         """
-        if isinstance(address, tuple) and len(address) == 2:
-            host, port = address
-            if isinstance(host, str) and isinstance(port, int) and not isinstance(port, bool):
-                return cls._checked("tcp", host, str(port), address)
+        if isinstance(address, tuple):
+            return cls._of_pair(*address)
         if not isinstance(address, str):
             raise AddressError(f"listen({address!r}): want 'host:port', (host, port), 'unix:/path' or 'udp:host:port'")
         kind, colon, rest = address.partition(":")
@@ -52,6 +50,12 @@ class Address:
         if kind in ("udp", "tcp") and ":" in rest:
             return cls._checked(kind, *_split_host(rest), address)
         return cls._checked("tcp", *_split_host(address), address)
+
+    @classmethod
+    def _of_pair(cls, *pair: Any) -> Address:
+        if [type(part) for part in pair] != [str, int]:
+            raise AddressError(f"listen({pair!r}): want (host, port)")
+        return cls._checked("tcp", pair[0], str(pair[1]), pair)
 
     @classmethod
     def _checked(cls, kind: str, host: str, port: str, address: object) -> Address:

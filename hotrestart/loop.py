@@ -32,7 +32,9 @@ def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: f
     ...         woken = loop.sleep(0.001)
     ...         break
     """
-    return WorkerLoop(Running(check_options(preflight=preflight, ready_timeout=ready_timeout, grace=grace), for_good=False))
+    return WorkerLoop(
+        Running(check_options(preflight=preflight, ready_timeout=ready_timeout, grace=grace), for_good=False)
+    )
 
 
 class WorkerLoop:

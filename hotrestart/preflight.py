@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from . import bytecode, command, inheritance, processes, takeover
+from . import command, inheritance, processes, takeover
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["Verdict", "arrive", "check"]
+__all__ = ["Verdict", "check"]
 
-_LOADED, _STALE = b"loaded", b"stale"
 _TAIL = 64 * 1024  # bytes of output that are kept
 _QUOTED = 20  # lines of them that are shown
 _ABORT_GRACE = 2.0  # seconds for the stack dump
@@ -34,22 +33,10 @@ _ABORT_GRACE = 2.0  # seconds for the stack dump
 class Verdict:
     """Whether the new code came to the door; if not, why in one line, and the end of what it printed."""
 
-    __slots__ = ("detail", "ok", "reason")
+    __slots__ = ("detail", "is_stale", "ok", "reason")
 
-    def __init__(self, ok: bool, reason: str = "", detail: str = "") -> None:
-        self.ok, self.reason, self.detail = ok, reason, detail
-
-
-def arrive() -> None:
-    """The door of `main()`: in a preflight, say that the code has loaded, and end; otherwise do nothing.
-
-    If a module was loaded from stale bytecode it is not the new code that has loaded: say so.
-    """
-    if takeover.report_fd == -1:
-        return
-    stale, _ = bytecode.drop_stale(command.first.since)
-    os.write(takeover.report_fd, _STALE if stale else _LOADED)
-    os._exit(0)
+    def __init__(self, ok: bool, reason: str = "", detail: str = "", *, is_stale: bool = False) -> None:
+        self.ok, self.reason, self.detail, self.is_stale = ok, reason, detail, is_stale
 
 
 def check(
@@ -65,19 +52,23 @@ def check(
     `document` is what it inherits, with the descriptors `keep`. Blocks the calling thread, no other; `sleeper.wake`
     makes it look at `cancelled()`. The child never outlives this call. Stale bytecode costs one run more.
     """
-    for _ in range(2):
-        run = _Run(document, keep)
-        if run.child is None:
-            return Verdict(False, run.error)
-        try:
-            run.watch(monotonic() + timeout, sleeper, cancelled)
-            if cancelled():
-                return None
-            if run.report != _STALE:
-                break
-        finally:
-            run.close()
-    return run.verdict(timeout)
+    verdict = _check_once(document, keep, timeout, sleeper, cancelled)
+    if verdict is not None and verdict.is_stale:
+        verdict = _check_once(document, keep, timeout, sleeper, cancelled)
+    return verdict
+
+
+def _check_once(
+    document: dict[str, Any], keep: Iterable[int], timeout: float, sleeper: Sleeper, cancelled: Callable[[], bool]
+) -> Verdict | None:
+    run = _Run(document, keep)
+    if run.child is None:
+        return Verdict(False, run.error)
+    try:
+        run.watch(monotonic() + timeout, sleeper, cancelled)
+        return None if cancelled() else run.verdict(timeout)
+    finally:
+        run.close()
 
 
 class _Run:
@@ -93,7 +84,9 @@ class _Run:
         os.set_blocking(self._output_fd, False)
         os.set_blocking(self._report_fd, False)
         null = os.open(os.devnull, os.O_RDONLY)
-        memory, value = inheritance.write({**document, "role": "preflight", "parent": os.getpid(), "report": report_end})
+        memory, value = inheritance.write(
+            {**document, "role": "preflight", "parent": os.getpid(), "report": report_end}
+        )
         try:
             self.child = processes.spawn(
                 command.first.argv,
@@ -132,27 +125,28 @@ class _Run:
         self.report += _read_now(self._report_fd)
 
     def close(self) -> None:
-        if self.child is not None and self.child.exit_code is None:
+        if self.child is not None:
             self.child.kill()
         os.close(self._report_fd)
         os.close(self._output_fd)
 
     def verdict(self, timeout: float) -> Verdict:
         assert self.child is not None
-        if self.report == _LOADED and not self.hung:
+        if self.report == takeover.LOADED and not self.hung:
             return Verdict(True)
         lines = self.output.decode(errors="replace").rstrip().splitlines()[-_QUOTED:]
         detail = "\n".join(lines)
         if self.hung:
             return Verdict(False, f"it did not reach main() within {timeout:g} s", detail)
-        if self.report == _STALE:
-            return Verdict(False, "its bytecode is stale and cannot be removed", detail)
+        if self.report == takeover.STALE:
+            return Verdict(False, "the code on disk changes faster than it loads", detail, is_stale=True)
         code = self.child.exit_code or 0
         if code < 0 and code != processes.STATUS_UNKNOWN:
             return Verdict(False, f"it was killed by signal {-code} before it reached main()", detail)
         if 'File "' in detail and not lines[-1].startswith((" ", "\t")):
             return Verdict(False, lines[-1], detail)
-        return Verdict(False, "it ended before it reached main()", detail)
+        said = f": {lines[-1]}" if lines else ""
+        return Verdict(False, f"it ended before it reached main(){said}", detail)
 
 
 def _read_now(fd: int) -> bytes:

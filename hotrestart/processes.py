@@ -119,9 +119,9 @@ def spawn(
     """Start `argv` (a path first, no search) as a child process.
 
     `env` is its whole environment. `cwd`: a directory to change to first. `keep`: descriptors to inherit under their
-    numbers, though they stay close-on-exec here. `redirect`: `{0: fd}` and so on, from descriptors above 2. `blocked`: its signal mask; signals
-    that have handlers here have their default action there. Raises OSError if the command cannot be started. Safe in
-    any thread; not in a signal handler.
+    numbers, though they stay close-on-exec here. `redirect`: `{0: fd}` and so on, from descriptors above 2.
+    `blocked`: its signal mask; signals that have handlers here have their default action there. Raises OSError if the
+    command cannot be started. Safe in any thread; not in a signal handler.
     """
     command = list(argv)
     if cwd is not None or "LISTEN_PID" in env:
@@ -151,4 +151,3 @@ def _has_pidfd() -> bool:
     except (AttributeError, OSError):
         return False  # not Linux, or older than 5.3
     return True
-

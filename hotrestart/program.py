@@ -54,8 +54,12 @@ def restartable(
     NotRestartableError when it is called. Called inside itself it is the plain function; in a forked child too.
     """
     options = check_options(preflight=preflight, ready_timeout=ready_timeout, grace=grace)
+
+    def decorator(main: Callable[..., Any]) -> Callable[..., Any]:
+        return _decorated(main, options)
+
     if main is None:
-        return lambda main: _decorated(main, options)
+        return decorator
     return _decorated(main, options)
 
 

@@ -15,6 +15,7 @@ import os
 import sys
 
 from . import bytecode, command, fds, inheritance, log, signals, state
+from .errors import NotRestartableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def last_act() -> None:
         _run_the_other_exit_handlers()
     try:
         exec_now()
-    except (OSError, command.NotRestartableError) as error:
+    except (OSError, NotRestartableError) as error:
         log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
         os._exit(EX_OSERR)
     except _StopInstead:
@@ -156,10 +157,8 @@ def _run_the_other_exit_handlers() -> None:
         log.last_words("exit handlers cannot be told apart here: those registered before the restart do not run")
         return
     ours = functions.index(last_act)
-    if functions[0] is registered.newest:  # 3.14 and later keep the newest first
-        done = range(ours + 1)
-    else:
-        done = range(ours, len(functions))
+    newest_first = functions[0] is registered.newest  # 3.14 and later
+    done = range(ours + 1) if newest_first else range(ours, len(functions))
     atexit.unregister(_Registered(done))
     atexit._run_exitfuncs()
 
@@ -171,6 +170,9 @@ class _Registered:
         self.functions: list[object] = []
         self._those = those
         self.newest = lambda: None
+
+    def __call__(self) -> None:
+        """Only because `atexit.unregister` says that it wants something callable."""
 
     def __eq__(self, function: object) -> bool:
         self.functions.append(function)
@@ -196,7 +198,8 @@ def _go_to_first_directory(undo: list[Callable[[], object]]) -> None:
         here = -1  # deleted or not ours to read: there is no way back, and none is needed
     os.chdir(command.first.cwd)
     if here != -1:
-        undo.append(lambda: (os.fchdir(here), os.close(here)))
+        undo.append(lambda: os.close(here))
+        undo.append(lambda: os.fchdir(here))
 
 
 def _clear_timers(undo: list[Callable[[], object]]) -> None:
@@ -204,7 +207,7 @@ def _clear_timers(undo: list[Callable[[], object]]) -> None:
     for which in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         delay, interval = signal.setitimer(which, 0)
         if delay:
-            undo.append(lambda which=which, delay=delay, interval=interval: signal.setitimer(which, delay, interval))
+            undo.append(_later(signal.setitimer, which, delay, interval))
 
 
 def _reset_dispositions(undo: list[Callable[[], object]]) -> None:
@@ -212,7 +215,7 @@ def _reset_dispositions(undo: list[Callable[[], object]]) -> None:
 
     A TERM that the C handler has noted and Python has not is lost in an exec: so make TERM and INT fatal first.
     """
-    wanted = {n: signal.SIG_DFL for n in signals.STOP}
+    wanted: dict[int, Any] = dict.fromkeys(signals.STOP, signal.SIG_DFL)
     for number in range(1, signal.NSIG):
         try:
             ignored = signal.getsignal(number) == signal.SIG_IGN
@@ -230,7 +233,11 @@ def _reset_dispositions(undo: list[Callable[[], object]]) -> None:
             signal.signal(number, disposition)
         except ValueError:
             return  # not the main thread
-        undo.append(lambda number=number, before=before: signal.signal(number, before))
+        undo.append(_later(signal.signal, number, before))
+
+
+def _later(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
+    return lambda: function(*arguments)
 
 
 def _identity(fd: int) -> tuple[int, int] | None:

@@ -111,10 +111,10 @@ class handling:
             raise WrongThreadError("signals can be handled in the main thread only: enter there") from None
         self._found[number] = before
 
-    def _restart_asked(self, number: int, frame: object) -> None:
+    def _restart_asked(self, _number: int, _frame: object) -> None:
         self._on_restart()
 
-    def _stop_asked(self, number: int, frame: object) -> None:
+    def _stop_asked(self, _number: int, _frame: object) -> None:
         for each in self._stop:
             if each in self._found:
                 signal.signal(each, signal.SIG_DFL)

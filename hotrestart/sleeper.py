@@ -149,7 +149,7 @@ class Sleeper:
                 for number, event in events.items():
                     if event & select.POLLNVAL:
                         raise OSError(9, f"wait(): descriptor {number} is not open")  # 9: EBADF everywhere
-                return False, [file for file, number in zip(files, numbers) if number in events]
+                return False, [file for file, number in zip(files, numbers, strict=True) if number in events]
             if monotonic() >= deadline:
                 return False, []
 

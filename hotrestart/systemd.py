@@ -22,4 +22,4 @@ def listen_fds(*, unset: bool = True) -> list[tuple[int, str]]:
         return []
     labels = names.split(":") if names else []
     labels += ["unknown"] * (int(count) - len(labels))
-    return list(zip(range(_FIRST, _FIRST + int(count)), labels))
+    return [(_FIRST + index, labels[index]) for index in range(int(count))]

@@ -16,7 +16,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["report_fd", "take_over"]
+__all__ = ["LOADED", "STALE", "arrive", "report_fd", "take_over"]
+
+LOADED, STALE = b"loaded", b"stale"
+"""What a preflight says at the door of `main()`."""
 
 report_fd: int = -1
 """In a preflight, the descriptor through which the old generation is told; -1 otherwise."""
@@ -63,6 +66,20 @@ def take_over() -> None:
         signals.hold(document["held"])
 
 
+def arrive() -> None:
+    """The door of `main()`: in a preflight, say that the code has loaded, and end; otherwise do nothing.
+
+    If a module was loaded from stale bytecode it is not the new code that has loaded: say so.
+    """
+    if report_fd == -1:
+        return
+    from . import bytecode
+
+    stale, _ = bytecode.drop_stale(command.first.since)
+    os.write(report_fd, STALE if stale else LOADED)
+    os._exit(0)
+
+
 def _check(document: dict[str, Any]) -> None:
     for key, kind in _SHAPE.items():
         if not isinstance(document[key], kind) or isinstance(document[key], bool):
@@ -89,7 +106,7 @@ def _are_numbers(*values: object, highest: int = 2**64) -> bool:
 
 def _sound(kept: dict[str, dict[str, int]]) -> dict[str, int]:
     """The kept files that are what they say, close-on-exec from now on."""
-    sound = {}
+    sound: dict[str, int] = {}
     for name, file in kept.items():
         try:
             if os.fstat(file["fd"]).st_ino != file["inode"]:

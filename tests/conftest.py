@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.harness import Program
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run soaks in their full length")
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether soaks run in their full length."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    """A program in a folder of its own, ended with the test."""
+    with Program(tmp_path / "program") as each:
+        yield each
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_descriptor(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test of the library in this process leaves a descriptor open."""
+    if not os.path.isdir("/proc/self/fd"):
+        yield
+        return
+    before = set(os.listdir("/proc/self/fd"))
+    yield
+    import gc
+
+    gc.collect()
+    after = set(os.listdir("/proc/self/fd"))
+    leaked = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in after - before if os.path.exists(f"/proc/self/fd/{fd}")}
+    assert not leaked, f"descriptors left open: {leaked}"
+
+
+def missing(program: str) -> None:
+    """Skip because a system program is not installed; in .ci/run that is a failure."""
+    message = f"{program} is not installed"
+    if os.environ.get("HOTRESTART_CI"):
+        pytest.fail(message)
+    pytest.skip(message)
