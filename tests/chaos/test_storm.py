@@ -1,0 +1,102 @@
+"""Signals at random moments, for seconds on end, on a machine with both cores busy."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import Program
+
+pytestmark = pytest.mark.core
+
+ENDED_BY_TERM = (0, -signal.SIGTERM)  # a generation that is booting has nothing to finish: it dies of TERM
+
+STORMED = """
+import atexit, sys, threading, time
+import hotrestart
+atexit.register(report, exit_handler=hotrestart.state.generation)
+
+@hotrestart.restartable(preflight={preflight}, grace=20)
+def main():
+    with hotrestart.worker_loop() as loop:
+        report(ready=hotrestart.state.generation, at=time.monotonic())
+        threading.Thread(target=time.sleep, args=(0.005,)).start()
+        while loop.running:
+            loop.sleep(0.003)
+
+main()
+"""
+
+
+@pytest.fixture
+def busy_cores() -> Iterator[None]:
+    """Two processes that do nothing but compute."""
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    yield
+    for burner in burners:
+        burner.kill()
+        burner.wait()
+
+
+def storm(program: Program, seconds: float, seed: int) -> float:
+    """HUPs every 2 to 50 ms; the time of the last one."""
+    dice = random.Random(seed)
+    until = time.monotonic() + seconds
+    last = 0.0
+    while time.monotonic() < until:
+        assert program.process is not None
+        assert program.process.poll() is None, f"died ({program.process.returncode}):\n{program.log()}"
+        last = time.monotonic()
+        program.hup()
+        time.sleep(dice.uniform(0.002, 0.05))
+    return last
+
+
+@pytest.mark.parametrize("preflight", [False, True])
+def test_h24_a_storm_of_hups_kills_nothing_and_the_last_leads_to_a_newer_generation(
+    program: Program, preflight: bool, full: bool, busy_cores: None
+) -> None:
+    program.deploy(STORMED.format(preflight=preflight))
+    program.start()
+    program.wait_report(ready=1)
+    last = storm(program, 60 if full else 10, seed=os.getpid())
+    program.wait_until(
+        lambda: any(each.get("at", 0) > last for each in program.reports()), "a generation after the last HUP"
+    )
+    assert program.stop() in ENDED_BY_TERM
+    ready = [each["ready"] for each in program.reports() if "ready" in each]
+    assert ready == list(range(1, len(ready) + 1)), "no generation was skipped or came twice"
+    assert len(ready) > 3
+    handlers = [each["exit_handler"] for each in program.reports() if "exit_handler" in each]
+    assert len(set(handlers)) == len(handlers), "an exit handler ran twice"
+    assert set(ready[:-1]) <= set(handlers), "an exit handler did not run"
+    assert "Traceback" not in program.log()
+
+
+@pytest.mark.parametrize("preflight", [False, True])
+def test_h14_term_in_the_midst_of_a_storm_ends_the_program(
+    program: Program, preflight: bool, full: bool, busy_cores: None
+) -> None:
+    program.deploy(STORMED.format(preflight=preflight))
+    dice = random.Random(os.getpid())
+    for _ in range(100 if full else 12):
+        program.report_file.unlink(missing_ok=True)
+        program.start()
+        program.wait_report(ready=1)
+        storm(program, dice.uniform(0.0, 0.4), seed=dice.randrange(10**9))
+        program.term()
+        if dice.random() < 0.5:
+            try:
+                program.hup()
+            except ProcessLookupError:
+                pass
+        status = program.wait_exit()
+        assert status in ENDED_BY_TERM, f"ended with {status}:\n{program.log()}"
+        assert not os.path.exists(f"/proc/{program.pid}")
