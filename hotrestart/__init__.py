@@ -7,6 +7,7 @@ does at once: it notes how the program was started, and takes what the generatio
 from __future__ import annotations
 
 import os
+import sys
 
 from . import command
 
@@ -71,11 +72,9 @@ if command.VARIABLE in os.environ:
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    if name not in _HOMES:
-        return import_module(f".{name}", __name__)
-    value: object = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    home = f"{__name__}.{_HOMES.get(name, name)}"
+    __import__(home)  # importlib.import_module would import importlib and warnings, 1 ms of every restart
+    value: object = getattr(sys.modules[home], name) if name in _HOMES else sys.modules[home]
     globals()[name] = value
     return value
 

@@ -1,0 +1,178 @@
+"""The house: floors, sizes, what importing costs, what is at the top level."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import CHECKOUT, clean_environment
+
+pytestmark = pytest.mark.core
+
+PACKAGE = CHECKOUT / "hotrestart"
+
+# From the ground up. A module imports only from floors below its own, and on its own floor only from its left.
+FLOORS = [
+    "errors state log cjson sleeper fds command systemd bytecode",
+    "signals listeners processes inheritance",
+    "takeover preflight reexec grace inplace",
+    "program loop",
+    "demo __main__",
+]
+ORDER = [name for floor in FLOORS for name in floor.split()]
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name != "__init__.py" or path.parent != PACKAGE:
+            yield path.relative_to(PACKAGE).parts[0].removesuffix(".py"), ast.parse(path.read_text())
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The modules of the package that a module imports, anywhere in it, except for type checkers alone."""
+    found: set[str] = set()
+    typing_only: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            typing_only.update(inner for statement in node.body for inner in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found.update(name.split(".")[0] for name in names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hotrestart"):
+            found.update([*(node.module or "").split("."), *(alias.name for alias in node.names)][1:])
+    return found & {path.stem for path in PACKAGE.iterdir()}
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    assert {name for name, _ in modules()} == set(ORDER)
+
+
+def test_a_module_imports_only_from_floors_below_its_own() -> None:
+    for name, tree in modules():
+        above = [other for other in imported(tree) if ORDER.index(other) >= ORDER.index(name) and other != name]
+        assert not above, f"{name} imports upward: {above}"
+
+
+def test_files_are_one_idea_long_and_functions_fit_in_the_head() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text()
+        assert source.count("\n") <= 330, f"{path.name} is long: which idea is missing?"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno < 46, f"{path.name}: {node.name} is long"
+
+
+def test_every_public_name_is_documented() -> None:
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith(
+                "_"
+            ):
+                overload = any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
+                inner = any(node in ast.walk(outer) and node is not outer for outer in functions(tree))
+                assert inner or overload or ast.get_docstring(node), f"{name}.{node.name} has no docstring"
+
+
+def functions(tree: ast.Module) -> list[ast.AST]:
+    private = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name.startswith("_")]
+    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
+    return [*[n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))], *private, *typing]
+
+
+def test_the_top_level_has_what_it_shall_have_and_nothing_else() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    allowed = {"pyproject.toml", "README.md", "hotrestart", "tests", "benchmarks", "CHANGELOG.md", "LICENSE"}
+    assert {name for name in top if not name.startswith(".")} == allowed
+
+
+def modules_after(code: str) -> set[str]:
+    """What is in sys.modules after `code` in a fresh interpreter, over what is there anyway."""
+    script = f"import sys, os\nbefore = set(sys.modules)\n{code}\nprint(*sorted(set(sys.modules) - before))"
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n{script}"]
+    return set(
+        subprocess.run(command, check=True, capture_output=True, text=True, env=clean_environment()).stdout.split()
+    )
+
+
+HEAVY = {"typing_extensions", "asyncio", "logging", "subprocess", "json", "typing", "threading", "socket", "enum", "re"}
+HEAVY |= {
+    "contextlib",
+    "functools",
+    "dataclasses",
+    "inspect",
+    "signal",
+    "weakref",
+    "collections",
+    "tempfile",
+    "traceback",
+}
+
+
+def test_importing_hotrestart_imports_nothing_heavy() -> None:
+    assert not modules_after("import hotrestart") & HEAVY
+
+
+def test_the_whole_way_to_the_first_job_imports_nothing_heavy() -> None:
+    code = """
+import hotrestart
+@hotrestart.restartable
+def main():
+    with hotrestart.worker_loop() as loop:
+        while loop.running:
+            loop.sleep(0)
+            break
+main()
+"""
+    found = modules_after(code)
+    assert not found & HEAVY
+    assert {name for name in found if not name.startswith("hotrestart")} <= {"__future__", "select", "posix"}
+
+
+def test_every_name_of_the_package_can_be_had_and_no_other() -> None:
+    code = "import hotrestart\nfor name in hotrestart.__all__: getattr(hotrestart, name)\nprint(dir(hotrestart) != [])"
+    modules_after(code)
+    import hotrestart
+
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        hotrestart.nonsense  # noqa: B018
+
+
+def test_the_package_imports_on_windows() -> None:
+    """As far as it can be shown here: with what Windows lacks taken out of os, signal and select."""
+    code = """
+import os, sys, _signal, select
+for name in ("fork", "register_at_fork", "posix_spawn", "pidfd_open", "memfd_create", "execve", "get_blocking"):
+    if hasattr(os, name): delattr(os, name)
+for name in ("SIGHUP", "pthread_sigmask", "pthread_kill", "setitimer", "ITIMER_REAL", "pidfd_send_signal"):
+    if hasattr(_signal, name): delattr(_signal, name)
+del select.poll
+import hotrestart
+for name in hotrestart.__all__: getattr(hotrestart, name)
+@hotrestart.restartable
+def main(): pass
+try:
+    main()
+except hotrestart.HotRestartError as error:
+    assert "POSIX" in str(error), error
+else:
+    raise AssertionError("it should have said that it cannot work here")
+"""
+    modules_after(code)
+
+
+def test_no_path_of_a_machine_and_no_leftover_is_in_the_package() -> None:
+    for path in [*PACKAGE.rglob("*.py"), CHECKOUT / "README.md", CHECKOUT / "CHANGELOG.md"]:
+        text = path.read_text()
+        for word in ("TODO", "FIXME", "XXX", str(Path.home()), "/work/"):
+            assert word not in text or word == "/", f"{path.name} has {word!r} in it"
