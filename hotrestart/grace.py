@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock, get_ident
-from importlib import import_module
 
 from . import command, log, state
 from .errors import HotRestartError
@@ -19,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterable
+    from types import ModuleType
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
@@ -45,13 +45,14 @@ class Grace:
 
     def watch(self, reach_main_by: Iterable[int]) -> None:
         """Wait; then end the process. `reach_main_by`: signals whose handlers give `last_call`."""
-        import_module(f"{__package__}.reexec")  # now, while the main thread is still at work
+        from . import reexec  # now, while the main thread is still at work
+
         if self._called_off.acquire(True, min(self._seconds, _FOREVER)):
             return
         log.last_words(f"grace of {self._seconds:g} s is over, and {self._who_is_late()} has not ended")
         self.is_over = True
         if state.reason == "restart":
-            self._restart(reach_main_by)
+            self._restart(reach_main_by, reexec)
         self._stop()
 
     @staticmethod
@@ -62,9 +63,7 @@ class Grace:
         reexec.restart_at_exit()
         reexec.last_act()
 
-    def _restart(self, reach_main_by: Iterable[int]) -> None:
-        from . import reexec
-
+    def _restart(self, reach_main_by: Iterable[int], reexec: ModuleType) -> None:
         for number in reach_main_by:
             signal.pthread_kill(self._main_thread, number)
             self._called_off.acquire(True, _LAST_CALL)
