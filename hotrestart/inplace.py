@@ -40,10 +40,12 @@ class InPlace:
     """This process as a program that restarts in place. One at a time; made and entered in the main thread."""
 
     def __init__(self, *, preflight: bool = True, ready_timeout: float = 60.0, grace: float = 30.0) -> None:
+        self._may_restart = os.getpid() == command.first.pid  # a forked child is no program of its own
+        if self._may_restart:
+            command.first.check()
         self.sleeper = Sleeper()
         self._preflight, self._ready_timeout = preflight, ready_timeout
         self._grace = Grace(grace)
-        self._may_restart = os.getpid() == command.first.pid  # a forked child is no program of its own
         self._handling = signals.handling(
             self.sleeper,
             restart=signals.RESTART if self._may_restart else (),
@@ -58,8 +60,6 @@ class InPlace:
     def enter(self) -> None:
         """Begin to handle requests, including those of the boot window."""
         global current
-        if self._may_restart:
-            command.first.check()
         current = self
         try:
             self._handling.__enter__()
@@ -151,10 +151,10 @@ class InPlace:
             verdict = preflight.check(
                 *reexec.legacy(), timeout=self._ready_timeout, sleeper=self.sleeper, cancelled=self._is_ending
             )
-        except OSError as error:  # no descriptors or processes to be had
-            verdict = preflight.Verdict(False, f"no preflight is possible: {error}")
+        except Exception as error:  # no descriptors, no processes, no memory: whatever it is, the old code goes on
+            verdict = preflight.Verdict(False, f"no preflight is possible: {error!r}")
         if verdict is not None and not verdict.ok:
-            log.error(f"restart refused, the old code goes on: {verdict.reason}" + _indented(verdict.detail))
+            log.error(f"restart refused, the old code goes on: {verdict.reason}", verdict.detail)
         return verdict is not None and verdict.ok
 
     def _is_ending(self) -> bool:
@@ -172,7 +172,10 @@ class InPlace:
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""
         if _callbacks:
-            start_new_thread(_call_all, (list(_callbacks),))
+            try:
+                start_new_thread(_call_all, (list(_callbacks),))
+            except RuntimeError as error:
+                log.last_words(f"on_stop callbacks are not called: {error}")
         self._grace.watch(self._handling.installed())
 
     def _abandon_preflight(self) -> None:
@@ -262,10 +265,6 @@ def _call_all(callbacks: list[Callable[[], object]]) -> None:
             callback()
         except Exception as error:
             log.error(f"on_stop callback {callback!r} raised {error!r}")
-
-
-def _indented(text: str) -> str:
-    return "".join(f"\n    {line}" for line in text.splitlines())
 
 
 def _forget_after_fork() -> None:

@@ -143,14 +143,16 @@ def listen(
 
 def hand_over() -> list[dict[str, Any]]:
     """What the next generation gets: every listener this generation asked for, and all of systemd's."""
-    for listener in _listeners:
-        if not listener.claimed and not listener.from_systemd:
-            log.info(f"{listener.address} is not asked for any more: it ends with this generation")
-    return [
-        {"fd": each.fd, "inode": os.fstat(each.fd).st_ino, "address": each.address, "name": each.name}
-        for each in _listeners
-        if each.claimed and not each.from_systemd
-    ]
+    handed_over: list[dict[str, Any]] = []
+    for each in _listeners:
+        if each.claimed and not each.from_systemd:
+            try:
+                inode = os.fstat(each.fd).st_ino
+            except OSError:
+                log.warning(f"listener {each.address} is lost: somebody has closed descriptor {each.fd}")
+                continue
+            handed_over.append({"fd": each.fd, "inode": inode, "address": each.address, "name": each.name})
+    return handed_over
 
 
 def systemd_fds() -> list[int]:

@@ -25,19 +25,27 @@ def warning(message: str) -> None:
     _write(30, message)
 
 
-def error(message: str) -> None:
-    """Tell of something that did not work."""
-    _write(40, message)
+def error(message: str, detail: str = "") -> None:
+    """Tell of something that did not work; the lines of `detail` follow, indented."""
+    _write(40, message, detail)
 
 
-def _write(level: int, message: str) -> None:
+def _write(level: int, message: str, detail: str = "") -> None:
     import logging
 
-    logging.getLogger("hotrestart").log(level, "%s [pid %d, generation %d]", message, os.getpid(), state.generation)
+    below = "".join(f"\n    {line}" for line in detail.splitlines())
+    where = (os.getpid(), state.generation)
+    logging.getLogger("hotrestart").log(level, "%s [pid %d, generation %d]%s", message, *where, below)
 
 
 def last_words(message: str) -> None:
-    """Write one line to descriptor 2 with a single system call: for moments when nothing else can be relied upon."""
+    """Write one line to descriptor 2 with a single system call: for moments when nothing else can be relied upon.
+
+    Safe in a signal handler. Nothing is written if the process was started without standard error: the number may be
+    a file of its own.
+    """
+    if sys.__stderr__ is None:
+        return
     try:
         os.write(2, f"hotrestart: {message} [pid {os.getpid()}]\n".encode(errors="replace"))
     except OSError:

@@ -22,7 +22,8 @@ def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: f
     Entering it says that the program is ready. Inside `@restartable` that is all it needs. Without the decorator it
     makes the program restartable itself, with the same options, in the main thread: it handles HUP, TERM and INT while
     the block lasts, puts back what it found when the block ends, and lets the program restart when it ends if that was
-    asked for; a preflight then runs the new code up to this point, with all that happens before it.
+    asked for; a preflight then runs the new code up to this point, with all that happens before it. Once it has been
+    asked to end, the program has `grace` seconds, also for what comes after the block.
 
     Any number of threads may each have a loop inside one program. Raises OptionError, and what `@restartable` raises.
 

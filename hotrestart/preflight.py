@@ -72,7 +72,7 @@ def _check_once(
 
 
 class _Run:
-    """One child on its way to the door."""
+    """One child on its way to the door, and whatever it starts on the way."""
 
     def __init__(self, document: dict[str, Any], keep: Iterable[int]) -> None:
         self.child: Child | None = None
@@ -95,6 +95,7 @@ class _Run:
                 keep=[memory, report_end, *keep],
                 redirect={0: null, 1: output_end, 2: output_end},
                 blocked=command.first.blocked,
+                own_group=True,
             )
         except OSError as error:
             self.error = f"{command.first.executable} cannot be started: {error.strerror or error}"

@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
@@ -37,9 +38,11 @@ class Child:
     """A process that this one has started. Use it from one thread at a time; a forked or exec'ed process has no use
     for it."""
 
-    def __init__(self, pid: int, alive: int | None = None) -> None:
-        """`pid`: a child of this process. `alive`: without pidfd, a pipe that ends when the child does; ours now."""
+    def __init__(self, pid: int, alive: int | None = None, *, own_group: bool = False) -> None:
+        """`pid`: a child of this process. `alive`: without pidfd, a pipe that ends when the child does; ours now.
+        `own_group`: it leads a process group, of which nobody shall be left when it has ended."""
         self.pid = pid
+        self._own_group = own_group
         self.exit_code: int | None = None
         """The exit status, or minus the signal's number, as in `subprocess`; None while it runs, and
         `STATUS_UNKNOWN` if somebody else has reaped it."""
@@ -56,6 +59,7 @@ class Child:
     def poll(self) -> int | None:
         """The exit code, or None while the child runs. Reaps it. Never blocks."""
         if self.exit_code is None:
+            self._end_group()
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
@@ -99,6 +103,14 @@ class Child:
         self.send_signal(signal.SIGKILL)
         self.wait(5.0)
 
+    def _end_group(self) -> None:
+        """Once the child has ended and before it is reaped, for after that its number may be another group's."""
+        try:
+            if self._own_group and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                os.killpg(self.pid, signal.SIGKILL)
+        except (ChildProcessError, ProcessLookupError, PermissionError):
+            pass  # somebody has reaped it, or it was the last of its group
+
     def _ended(self, exit_code: int) -> None:
         self.exit_code = exit_code
         for fd in (self._pidfd, self._alive):
@@ -115,13 +127,15 @@ def spawn(
     keep: Iterable[int] = (),
     redirect: Mapping[int, int] | None = None,
     blocked: Iterable[int] = (),
+    own_group: bool = False,
 ) -> Child:
     """Start `argv` (a path first, no search) as a child process.
 
     `env` is its whole environment. `cwd`: a directory to change to first. `keep`: descriptors to inherit under their
     numbers, though they stay close-on-exec here. `redirect`: `{0: fd}` and so on, from descriptors above 2.
-    `blocked`: its signal mask; signals that have handlers here have their default action there. Raises OSError if the
-    command cannot be started. Safe in any thread; not in a signal handler.
+    `blocked`: its signal mask; signals that have handlers here have their default action there. `own_group`: it leads a
+    process group of its own, and what is left of that is killed when the child has ended. Raises OSError if the command
+    cannot be started. Safe in any thread; not in a signal handler.
     """
     command = list(argv)
     if cwd is not None or "LISTEN_PID" in env:
@@ -132,17 +146,25 @@ def spawn(
         raise HotRestartError("spawn() needs a POSIX system")
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in (redirect or {}).items()]
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in set(keep)]  # dup2 to itself clears close-on-exec
-    if _has_pidfd():
-        return Child(os.posix_spawn(command[0], command, env, file_actions=actions, setsigmask=blocked))
-    alive, held_by_child = os.pipe()
+    alive, held_by_child = (None, None) if _has_pidfd() else os.pipe()
     try:
-        actions.append((os.POSIX_SPAWN_DUP2, held_by_child, held_by_child))
-        return Child(os.posix_spawn(command[0], command, env, file_actions=actions, setsigmask=blocked), alive)
+        if held_by_child is not None:
+            actions.append((os.POSIX_SPAWN_DUP2, held_by_child, held_by_child))
+        group: dict[str, Any] = {"setpgroup": 0} if own_group else {}
+        pid = os.posix_spawn(command[0], command, env, file_actions=actions, setsigmask=blocked, **group)
+        try:
+            return Child(pid, alive, own_group=own_group)
+        except BaseException:  # no descriptor left for a pidfd
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
     except BaseException:
-        os.close(alive)
+        if alive is not None:
+            os.close(alive)
         raise
     finally:
-        os.close(held_by_child)
+        if held_by_child is not None:
+            os.close(held_by_child)
 
 
 def _has_pidfd() -> bool:

@@ -110,15 +110,17 @@ def exec_now() -> NoReturn:
 
 def legacy() -> tuple[dict[str, Any], list[int]]:
     """What this generation leaves to the next: the document, and the descriptors that go with it."""
-    listeners, keep = [], [*inheritance.kept.values()]
+    listeners: list[dict[str, Any]] = []
+    kept = {name: (fd, _identity(fd)) for name, fd in dict(inheritance.kept).items()}
     given = {fd: identity for fd, identity in command.first.fds.items() if _identity(fd) == identity}
+    keep = [*given, *(fd for fd, identity in kept.values() if identity)]
     if (module := sys.modules.get(f"{__package__}.listeners")) is not None:
         listeners = module.hand_over()
         keep += [*(each["fd"] for each in listeners), *module.systemd_fds()]
     document = {
         "generation": state.generation + 1,
         "listeners": listeners,
-        "kept": {name: {"fd": fd, "inode": os.fstat(fd).st_ino} for name, fd in inheritance.kept.items()},
+        "kept": {name: {"fd": fd, "inode": identity[1]} for name, (fd, identity) in kept.items() if identity},
         "state": inheritance.state,
         "fds": {str(fd): identity for fd, identity in given.items()},
         "blocked": command.first.blocked,
@@ -127,7 +129,7 @@ def legacy() -> tuple[dict[str, Any], list[int]]:
         "since": command.first.since,
         "report": -1,
     }
-    return document, [*keep, *given]
+    return document, keep
 
 
 class _StopInstead(Exception):

@@ -92,7 +92,7 @@ class handling:
             while self._found:
                 number, before = self._found.popitem()
                 if signal.getsignal(number) in (self._wanted[number], signal.SIG_DFL):
-                    signal.signal(number, before)
+                    _set(number, before)
 
     def installed(self) -> list[int]:
         """The signals that reach this block's handlers now."""
@@ -105,10 +105,7 @@ class handling:
         if before is None:
             log.warning(f"signal {number} has a handler that was not installed from Python: it is left alone")
             return
-        try:
-            signal.signal(number, handler)
-        except ValueError:
-            raise WrongThreadError("signals can be handled in the main thread only: enter there") from None
+        _set(number, handler)
         self._found[number] = before
 
     def _restart_asked(self, _number: int, _frame: object) -> None:
@@ -153,6 +150,13 @@ class _Held(handling):
 
     def _remember(self) -> None:
         self.asked = True
+
+
+def _set(number: int, handler: Any) -> None:
+    try:
+        signal.signal(number, handler)
+    except ValueError:
+        raise WrongThreadError("signals can be handled in the main thread only: enter there") from None
 
 
 _held: _Held | None = None
