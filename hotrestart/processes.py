@@ -11,6 +11,7 @@ child started while we block a signal is not deaf to it.
 from __future__ import annotations
 
 import os
+import sys
 from time import monotonic, sleep
 
 from .errors import HotRestartError
@@ -137,13 +138,9 @@ def spawn(
     process group of its own, and what is left of that is killed when the child has ended. Raises OSError if the command
     cannot be started. Safe in any thread; not in a signal handler.
     """
-    command = list(argv)
-    if cwd is not None or "LISTEN_PID" in env:
-        if not os.access(command[0], os.X_OK):
-            raise FileNotFoundError(2, os.strerror(2), command[0])
-        command = [command[0], "-I", "-S", "-c", _ON_THE_WAY, cwd or "", command[0], *command]
     if not hasattr(os, "posix_spawn"):
         raise HotRestartError("spawn() needs a POSIX system")
+    command = list(argv) if cwd is None and "LISTEN_PID" not in env else _by_way_of(cwd, argv)
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in (redirect or {}).items()]
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in set(keep)]  # dup2 to itself clears close-on-exec
     alive, held_by_child = (None, None) if _has_pidfd() else os.pipe()
@@ -152,12 +149,7 @@ def spawn(
             actions.append((os.POSIX_SPAWN_DUP2, held_by_child, held_by_child))
         group: dict[str, Any] = {"setpgroup": 0} if own_group else {}
         pid = os.posix_spawn(command[0], command, env, file_actions=actions, setsigmask=blocked, **group)
-        try:
-            return Child(pid, alive, own_group=own_group)
-        except BaseException:  # no descriptor left for a pidfd
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+        return _watched(pid, alive, own_group)
     except BaseException:
         if alive is not None:
             os.close(alive)
@@ -165,6 +157,23 @@ def spawn(
     finally:
         if held_by_child is not None:
             os.close(held_by_child)
+
+
+def _by_way_of(cwd: str | None, argv: Sequence[str]) -> list[str]:
+    """The command with a little program of ours in front."""
+    if not os.access(argv[0], os.X_OK):
+        raise FileNotFoundError(2, os.strerror(2), argv[0])  # 2: ENOENT everywhere
+    ours = sys.executable if os.access(sys.executable, os.X_OK) else "/proc/self/exe"
+    return [ours, "-I", "-S", "-c", _ON_THE_WAY, cwd or "", argv[0], *argv]
+
+
+def _watched(pid: int, alive: int | None, own_group: bool) -> Child:
+    try:
+        return Child(pid, alive, own_group=own_group)
+    except BaseException:  # no descriptor left for a pidfd
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _has_pidfd() -> bool:
