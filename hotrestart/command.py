@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-from .errors import NotRestartableError
-from .fds import open_fds
-
-__all__ = ["VARIABLE", "Command", "first"]
+__all__ = ["IGNORED_BY_CPYTHON", "VARIABLE", "Command", "first"]
 
 VARIABLE = "HOTRESTART"
 """The environment variable that names what a generation inherits; never part of a command's environment."""
@@ -47,16 +44,27 @@ class Command:
         self.argv = [self.executable, *sys.orig_argv[1:]]
         self.cwd = _logical_directory()
         self.env = _first_environment()
-        self.blocked = sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())) if hasattr(os, "fork") else []
-        self.ignored = _ignored_signals()
-        self.fds = _given_fds()
         self.since = time() - 2.0  # hotrestart may not be the first import
+        self.blocked: list[int] = []
+        self.ignored: list[int] = []
+        self.fds: dict[int, tuple[int, int]] = {}
+        if VARIABLE not in os.environ:
+            self.note_what_was_given()
+
+    def note_what_was_given(self) -> None:
+        """Note mask, ignored signals and descriptors; a later generation is told what the first one noted."""
+        if hasattr(os, "fork"):
+            self.blocked = sorted(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            self.ignored = _ignored_signals()
+            self.fds = _given_fds()
 
     def check(self) -> None:
         """Raise NotRestartableError if the same command would not run the same program.
 
         A script from standard input, or typed at a prompt, has been read and cannot be read again.
         """
+        from .errors import NotRestartableError
+
         if not hasattr(os, "fork"):
             raise NotRestartableError("hotrestart needs a POSIX system: there is no exec that keeps the pid here")
         script = (sys.argv or [""])[0]
@@ -119,8 +127,10 @@ def _is_ignored(number: int) -> bool:
 
 
 def _given_fds() -> dict[int, tuple[int, int]]:
+    from .fds import open_fds
+
     given: dict[int, tuple[int, int]] = {}
-    for fd in open_fds(3) if hasattr(os, "fork") else ():
+    for fd in open_fds(3):
         try:
             if os.get_inheritable(fd):
                 status = os.fstat(fd)

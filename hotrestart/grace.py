@@ -9,85 +9,59 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock, get_ident
+from time import sleep
 
-from . import command, log, state
+from . import command, log, reexec, state
 from .errors import HotRestartError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterable
-    from types import ModuleType
+
+    from .inplace import InPlace
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["Grace"]
+__all__ = ["last_call", "watch"]
 
 _LAST_CALL = 3.0  # seconds for exit handlers once grace is over
-_FOREVER = 4e6  # seconds, about what a lock can wait
+_LONGEST_SLEEP = 4e6  # seconds; the C library does not take just any number
 
 
-class Grace:
-    """Made in the main thread; `watch` runs in a thread of its own, from the moment the program is asked to end."""
+def watch(program: InPlace, seconds: float) -> None:
+    """Wait for as long as the ending may take, and then end the process. Runs in a thread of its own."""
+    sleep(min(seconds, _LONGEST_SLEEP))
+    log.last_words(f"grace of {seconds:g} s is over, and {_who_is_late(program)} has not ended")
+    program.is_overdue = True
+    if state.reason == "restart":
+        for number in program.signals_in_use()[:1]:
+            signal.pthread_kill(program.main_thread, number)  # whose handler gives the last call
+            sleep(_LAST_CALL)
+    if state.reason == "restart":
+        try:
+            reexec.exec_now()
+        except (OSError, HotRestartError) as error:
+            log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
+            os._exit(reexec.EX_OSERR)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        os.kill(os.getpid(), number)  # the first may still have a handler, which gives it its default action
+        sleep(1.0)
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._main_thread = get_ident()
-        self._called_off = allocate_lock()
-        self._called_off.acquire()
-        self.main_has_returned = False
-        self.is_over = False
 
-    def call_off(self) -> None:
-        """There is nothing to watch any more: the program goes on without us."""
-        self._called_off.release()
+def last_call() -> None:
+    """In the main thread's signal handler, once grace is over: what the end of the program would have done."""
+    reexec.restart_at_exit()
+    reexec.last_act()
 
-    def watch(self, reach_main_by: Iterable[int]) -> None:
-        """Wait; then end the process. `reach_main_by`: signals whose handlers give `last_call`."""
-        from . import reexec  # now, while the main thread is still at work
 
-        if self._called_off.acquire(True, min(self._seconds, _FOREVER)):
-            return
-        log.last_words(f"grace of {self._seconds:g} s is over, and {self._who_is_late()} has not ended")
-        self.is_over = True
-        if state.reason == "restart":
-            self._restart(reach_main_by, reexec)
-        self._stop()
-
-    @staticmethod
-    def last_call() -> None:
-        """In the main thread's signal handler: what the end of the program would have done."""
-        from . import reexec
-
-        reexec.restart_at_exit()
-        reexec.last_act()
-
-    def _restart(self, reach_main_by: Iterable[int], reexec: ModuleType) -> None:
-        for number in reach_main_by:
-            signal.pthread_kill(self._main_thread, number)
-            self._called_off.acquire(True, _LAST_CALL)
-            break
-        if state.reason == "restart":
-            try:
-                reexec.exec_now()
-            except (OSError, HotRestartError) as error:
-                log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
-                os._exit(reexec.EX_OSERR)
-
-    def _stop(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-            os.kill(os.getpid(), number)  # the first may still have a handler, which gives it its default action
-            self._called_off.acquire(True, 1.0)
-
-    def _who_is_late(self) -> str:
-        if not self.main_has_returned:
-            return f"the main thread, {_where(self._main_thread)},"
-        threading = sys.modules.get("threading")
-        for thread in threading.enumerate() if threading else ():
-            if not thread.daemon and thread.ident != self._main_thread and thread.is_alive():
-                return f"thread {thread.name!r}, {_where(thread.ident)},"
-        return f"the end of the program, {_where(self._main_thread)},"
+def _who_is_late(program: InPlace) -> str:
+    if not program.main_has_returned:
+        return f"the main thread, {_where(program.main_thread)},"
+    threading = sys.modules.get("threading")
+    for thread in threading.enumerate() if threading else ():
+        if not thread.daemon and thread.ident != program.main_thread and thread.is_alive():
+            return f"thread {thread.name!r}, {_where(thread.ident)},"
+    return f"the end of the program, {_where(program.main_thread)},"
 
 
 def _where(ident: int | None) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 
-from . import cjson, command, fds, log
-from .errors import OptionError
+from . import cjson, command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +43,9 @@ def bequeath(name: str, value: Any) -> None:
     counts; None takes it back. A stop hands nothing on. Raises OptionError for a value that cannot be handed on.
     Not for use in a signal handler; threads must not bequeath the same name at once.
     """
+    from . import fds
+    from .errors import OptionError
+
     if not isinstance(name, str):
         raise OptionError(f"bequeath(): a name is a string, not {name!r}")
     state.pop(name, None)
@@ -102,6 +104,8 @@ def write(document: dict[str, Any]) -> tuple[int, str]:
 
         fd, path = tempfile.mkstemp(prefix="hotrestart-")
         os.unlink(path)
+    from . import fds
+
     fd = fds.above_stdio(fd)
     try:
         written = 0
@@ -129,6 +133,8 @@ def read(environ: MutableMapping[str, str] = os.environ) -> dict[str, Any] | Non
     try:
         return _read(value)
     except (ValueError, OSError, RecursionError) as error:
+        from . import log
+
         log.warning(f"what {command.VARIABLE}={value!r} names is ignored: {error}")
         return None
 

@@ -15,11 +15,10 @@ No thread of ours lives while nothing is asked. A stop beats a restart at every 
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock, start_new_thread
+import sys
+from _thread import allocate_lock, get_ident, start_new_thread
 
-from . import command, log, signals, state, takeover
-from .errors import HotRestartError, OptionError
-from .grace import Grace
+from . import command, signals, state
 from .sleeper import Sleeper
 
 TYPE_CHECKING = False
@@ -44,8 +43,7 @@ class InPlace:
         if self._may_restart:
             command.first.check()
         self.sleeper = Sleeper()
-        self._preflight, self._ready_timeout = preflight, ready_timeout
-        self._grace = Grace(grace)
+        self._preflight, self._ready_timeout, self._grace = preflight, ready_timeout, grace
         self._handling = signals.handling(
             self.sleeper,
             restart=signals.RESTART if self._may_restart else (),
@@ -55,7 +53,8 @@ class InPlace:
         self._asked = 0  # changes with every request
         self._preparing = allocate_lock()
         self._draining = allocate_lock()
-        self._is_ready = False
+        self.main_thread = get_ident()
+        self.main_has_returned = self.is_overdue = self._is_ready = False
 
     def enter(self) -> None:
         """Begin to handle requests, including those of the boot window."""
@@ -74,7 +73,7 @@ class InPlace:
         service down. `for_good`: it is the program that ends, so a late HUP must not kill it while it tidies up.
         """
         global current
-        self._grace.main_has_returned = True
+        self.main_has_returned = True
         if isinstance(error, KeyboardInterrupt):
             state.end("stop")
         self._abandon_preflight()
@@ -83,11 +82,11 @@ class InPlace:
 
             reexec.restart_at_exit()
             if error is not None:
+                from . import log
+
                 log.error(f"the program ended with {error!r} while it was to restart: it restarts")
             return
         current = None
-        if state.reason is None:
-            self._grace.call_off()
         if state.reason is None or not for_good:
             self._handling.restore()
 
@@ -95,15 +94,26 @@ class InPlace:
         """The program serves. The first call counts."""
         if not self._is_ready:
             self._is_ready = True
-            log.info(f"generation {state.generation} is ready")
+            if "logging" in sys.modules:  # else nobody would see it
+                from . import log
+
+                log.info(f"generation {state.generation} is ready")
+
+    def signals_in_use(self) -> list[int]:
+        """The signals that reach our handlers in the main thread."""
+        return self._handling.installed()
 
     def request_restart(self) -> None:
         """Ask for a restart. In any thread and in a signal handler."""
-        if self._grace.is_over:
-            self._grace.last_call()
+        if self.is_overdue:
+            from . import grace
+
+            grace.last_call()
         if state.should_stop:
             return
         if not self._may_restart:
+            from .errors import HotRestartError
+
             raise HotRestartError("a forked child cannot restart the program: ask its parent")
         self._asked += 1
         if not self._preflight:
@@ -112,6 +122,8 @@ class InPlace:
             try:
                 start_new_thread(self._prepare, ())
             except RuntimeError as error:
+                from . import log
+
                 self._preparing.release()
                 log.last_words(f"restart refused: no preflight is possible: {error}")
 
@@ -144,7 +156,7 @@ class InPlace:
                 return seen
 
     def _check_new_code(self) -> bool:
-        from . import bytecode, preflight, reexec
+        from . import bytecode, log, preflight, reexec
 
         try:
             _, command.first.since = bytecode.drop_stale(command.first.since)
@@ -158,7 +170,7 @@ class InPlace:
         return verdict is not None and verdict.ok
 
     def _is_ending(self) -> bool:
-        return state.should_stop or self._grace.main_has_returned
+        return state.should_stop or self.main_has_returned
 
     def _end(self, why: state.Reason) -> None:
         state.end(why)
@@ -167,16 +179,20 @@ class InPlace:
             try:
                 start_new_thread(self._drain, ())
             except RuntimeError as error:
+                from . import log
+
                 log.last_words(f"grace is not watched, on_stop callbacks are not called: {error}")
 
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""
+        from . import grace, log  # and what the exec needs, now, while the main thread is still at work
+
         if _callbacks:
             try:
                 start_new_thread(_call_all, (list(_callbacks),))
             except RuntimeError as error:
                 log.last_words(f"on_stop callbacks are not called: {error}")
-        self._grace.watch(self._handling.installed())
+        grace.watch(self, self._grace)
 
     def _abandon_preflight(self) -> None:
         """Do not leave a preflight behind. It notices within milliseconds."""
@@ -231,7 +247,8 @@ class Running:
         self._mine: InPlace | None = None
 
     def __enter__(self) -> InPlace:
-        takeover.arrive()
+        if (takeover := sys.modules.get(f"{__package__}.takeover")) is not None:
+            takeover.arrive()
         if current is not None:
             return current
         self._mine = InPlace(**self._options)
@@ -245,6 +262,8 @@ class Running:
 
 def check_options(*, preflight: bool, ready_timeout: float, grace: float) -> dict[str, Any]:
     """The options as they are, or OptionError."""
+    from .errors import OptionError
+
     if not isinstance(preflight, bool):
         raise OptionError(f"preflight is True or False, not {preflight!r}")
     for name, value in (("ready_timeout", ready_timeout), ("grace", grace)):
@@ -255,6 +274,8 @@ def check_options(*, preflight: bool, ready_timeout: float, grace: float) -> dic
 
 def _the_program() -> InPlace:
     if current is None:
+        from .errors import HotRestartError
+
         raise HotRestartError("no program runs here: call this inside an @restartable function or a worker_loop()")
     return current
 
@@ -264,6 +285,8 @@ def _call_all(callbacks: list[Callable[[], object]]) -> None:
         try:
             callback()
         except Exception as error:
+            from . import log
+
             log.error(f"on_stop callback {callback!r} raised {error!r}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from .errors import OptionError
 from .inplace import Running, check_options
 
 TYPE_CHECKING = False
@@ -63,8 +62,10 @@ def restartable(
     return _decorated(main, options)
 
 
-def _decorated(main: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+def _decorated(main: Any, options: dict[str, Any]) -> Callable[..., Any]:
     if not callable(main):
+        from .errors import OptionError
+
         raise OptionError(f"@restartable goes on a function, not on {main!r}")
     if getattr(getattr(main, "__code__", None), "co_flags", 0) & _CO_COROUTINE:
         wrapper: Callable[..., Any] = _around_coroutine(main, options)

@@ -17,8 +17,7 @@ from __future__ import annotations
 import os
 from _thread import get_ident
 
-from . import log, state
-from .errors import WrongThreadError
+from . import state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,6 +102,8 @@ class handling:
         if before == signal.SIG_IGN:
             return
         if before is None:
+            from . import log
+
             log.warning(f"signal {number} has a handler that was not installed from Python: it is left alone")
             return
         _set(number, handler)
@@ -156,6 +157,8 @@ def _set(number: int, handler: Any) -> None:
     try:
         signal.signal(number, handler)
     except ValueError:
+        from .errors import WrongThreadError
+
         raise WrongThreadError("signals can be handled in the main thread only: enter there") from None
 
 
@@ -174,7 +177,7 @@ def hold(numbers: Iterable[int]) -> None:
     try:
         for number, handler in held._wanted.items():
             held._install(number, handler)
-    except WrongThreadError:
+    except RuntimeError:  # WrongThreadError is one
         _blocked_at_boot.update(held._wanted)
         return
     _held = held

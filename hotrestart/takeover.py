@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import command, inheritance, log, signals, state
+from . import command, inheritance, signals, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,12 +42,8 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
 def take_over() -> None:
     """Read the inheritance, if there is one that is meant for this process, and put each part where it belongs."""
     document = inheritance.read()
-    if document is None:
-        return
-    try:
-        _check(document)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        log.warning(f"the inheritance is ignored, it is garbled: {error!r}")
+    if document is None or not _is_sound(document):
+        command.first.note_what_was_given()
         return
     state.generation = document["generation"]
     command.first.since = document["since"]
@@ -78,6 +74,17 @@ def arrive() -> None:
     stale, _ = bytecode.drop_stale(command.first.since)
     os.write(report_fd, STALE if stale else LOADED)
     os._exit(0)
+
+
+def _is_sound(document: dict[str, Any]) -> bool:
+    try:
+        _check(document)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        from . import log
+
+        log.warning(f"the inheritance is ignored, it is garbled: {error!r}")
+        return False
+    return True
 
 
 def _check(document: dict[str, Any]) -> None:
@@ -114,6 +121,8 @@ def _sound(kept: dict[str, dict[str, int]]) -> dict[str, int]:
             os.set_inheritable(file["fd"], False)
             sound[name] = file["fd"]
         except OSError as error:
+            from . import log
+
             log.warning(f"what was bequeathed as {name!r} is not inherited: descriptor {file['fd']}: {error}")
     return sound
 

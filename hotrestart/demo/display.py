@@ -50,7 +50,7 @@ class Display:
         """Draw the moving line, on a terminal and not too often."""
         if self._is_live and monotonic() - self._drawn >= _REDRAW:
             self._drawn = monotonic()
-            width = get_terminal_size().columns - 1
+            width = (get_terminal_size().columns or 80) - 1  # Python 3.10 gives 0 for a terminal that has no size
             self._stream.write(_CLEAR + self._timed(text)[:width])
             self._stream.flush()
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
-_NOT_FOR_THE_WORKER = ("HOTRESTART", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET")
-_NOT_OUR_USUAL_SELF = ("PYTHONDONTWRITEBYTECODE", "PYTHONINSPECT", "PYTHONUNBUFFERED")
+_MEANT_FOR_US = ("HOTRESTART", "LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET")
+_FLATTERING = ("PYTHONDONTWRITEBYTECODE", "PYTHONINSPECT", "PYTHONUNBUFFERED")  # they hide what a restart can get wrong
 _REFUSED = re.compile(r"^restart refused, the old code goes on: (.*?)(?: \[pid .*)?$", re.MULTILINE)
 _PATIENCE = 5.0  # seconds from TERM to KILL
 
@@ -107,8 +107,7 @@ class Worker:
 
 def _environment() -> dict[str, str]:
     """Ours, with this very hotrestart to import, and without what is meant for us or would change the picture."""
-    unwanted = _NOT_FOR_THE_WORKER + _NOT_OUR_USUAL_SELF
-    environment = {name: value for name, value in os.environ.items() if name not in unwanted}
+    environment = {name: value for name, value in os.environ.items() if name not in _MEANT_FOR_US + _FLATTERING}
     here = str(Path(__file__).resolve().parent.parent.parent)
     before = os.environ.get("PYTHONPATH")
     return {**environment, "PYTHONPATH": os.pathsep.join([here, before] if before else [here])}
