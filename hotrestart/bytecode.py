@@ -26,13 +26,13 @@ def drop_stale(since: float) -> tuple[int, float]:
     dropped, now = 0, time()
     for module in list(sys.modules.values()):
         try:
-            spec = module.__dict__["__spec__"]
+            spec = object.__getattribute__(module, "__dict__")["__spec__"]  # a lazy module would load by a plain look
             source, cached = spec.origin, spec.cached
             if cached and _changed_after(source, since) and _changed_after(source, os.stat(cached).st_mtime):
                 os.unlink(cached)
                 dropped += 1
-        except (AttributeError, KeyError, TypeError, OSError):
-            continue  # not a module that came from a source file, or its bytecode is gone, or not ours to remove
+        except Exception:  # what stands in sys.modules need not be a module, and may raise anything
+            continue  # it did not come from a source file, or its bytecode is gone or not ours to remove
     return dropped, now - _CLOCK_GRAIN
 
 

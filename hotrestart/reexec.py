@@ -15,7 +15,6 @@ import os
 import sys
 
 from . import bytecode, command, fds, inheritance, log, signals, state
-from .errors import NotRestartableError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,11 +62,11 @@ def last_act() -> None:
         _run_the_other_exit_handlers()
     try:
         exec_now()
-    except (OSError, NotRestartableError) as error:
-        log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
-        os._exit(EX_OSERR)
     except _StopInstead:
         os._exit(0)  # back into the handlers' loop is no way to go: 3.14 would run them all again
+    except BaseException as error:  # raised on, it would be printed and forgotten: exit status 0, and no service
+        log.last_words(f"cannot start {command.first.argv[0]} again: {error!r}")
+        os._exit(EX_OSERR)
 
 
 def exec_now() -> NoReturn:

@@ -100,6 +100,10 @@ class handling:
     def _install(self, number: int, handler: Callable[[int, Any], None]) -> None:
         before = signal.getsignal(number)
         if before == signal.SIG_IGN:
+            if handler == self._restart_asked and state.generation == 1:
+                from . import log
+
+                log.warning(f"signal {int(number)} is ignored since the program was started (nohup?) and stays ignored")
             return
         if before is None:
             from . import log
