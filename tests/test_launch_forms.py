@@ -348,7 +348,6 @@ def test_a_standard_input_that_is_not_the_script_is_no_reason_to_refuse(program:
     assert program.stop() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="reported: sys.argv is looked at again at the restart, not only at the import")
 @pytest.mark.parametrize("edit", ["sys.argv.clear()", "sys.argv[0] = ''", "del sys.argv[0]"])
 @pytest.mark.parametrize("when", ["before main", "in main"])
 def test_a_program_may_do_what_it_likes_with_sys_argv(program: Program, edit: str, when: str) -> None:

@@ -230,6 +230,24 @@ def test_h59_a_module_that_only_the_new_code_loads_is_new(program: Program, stam
     assert program.stop() == 0
 
 
+def test_h59_broken_code_is_refused_though_stale_bytecode_hides_it(program: Program) -> None:
+    """The preflight must not pass for the old bytecode, and the restart then fail for the new source."""
+    path = write(program, "one")
+    program.deploy(without_helper())
+    program.start()
+    program.wait_report(ready=1, version="none")
+    py_compile.compile(str(path))
+    change(program, "two")
+    stamp = path.stat().st_mtime_ns
+    path.write_text("VALUE = 1 / 0\n")
+    os.utime(path, ns=(stamp, stamp))
+    program.deploy(app())
+    program.hup()
+    program.wait_log("restart refused, the old code goes on: ZeroDivisionError")
+    assert [each for each in program.reports() if "ready" in each] == [{"ready": 1, "version": "none"}]
+    assert program.stop() == 0
+
+
 @pytest.mark.parametrize(
     "options", [pytest.param("", marks=IN_MAIN), pytest.param("(preflight=False)", marks=NOT_LOADED)]
 )
