@@ -24,8 +24,8 @@ SIDES = ("floor", "ours")
 
 STRETCHES = (
     ("HUP to end of the loop (job in hand)", "hup", "loop-ended"),
-    ("end of the loop to first line of the new program (end, exec, boot)", "loop-ended", "first-line"),
-    ("first line to end of imports", "first-line", "imported"),
+    ("end of the loop to the restart's imports (end, exec, boot, own imports)", "loop-ended", "first-line"),
+    ("the restart's imports (floor: signal)", "first-line", "imported"),
     ("imports to first job (the doors)", "imported", "first-job"),
 )
 
