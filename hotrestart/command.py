@@ -33,14 +33,15 @@ class Command:
     `argv`: the arguments, interpreter first. `executable`: the interpreter. `cwd`: the logical directory, or None if
     it could not be told. `env`: the environment. `blocked` and `ignored`: signal numbers. `fds`: the descriptors above
     2 that were meant to be inherited, as `{number: (device, inode)}`. `since`: the wall clock's time at which no source
-    file had been read yet. `pid`: the process that the program is.
+    file had been read yet. `script`: `sys.argv[0]` as it was. `pid`: the process that the program is.
     """
 
-    __slots__ = ("argv", "blocked", "cwd", "env", "executable", "fds", "ignored", "pid", "since")
+    __slots__ = ("argv", "blocked", "cwd", "env", "executable", "fds", "ignored", "pid", "script", "since")
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.executable = sys.executable or "/proc/self/exe"
+        self.script: str = (getattr(sys, "argv", None) or [""])[0]
         self.argv = [self.executable, *sys.orig_argv[1:]]
         self.cwd = _logical_directory()
         self.env = _first_environment()
@@ -67,8 +68,7 @@ class Command:
 
         if not hasattr(os, "fork"):
             raise NotRestartableError("hotrestart needs a POSIX system: there is no exec that keeps the pid here")
-        script = (sys.argv or [""])[0]
-        if len(self.argv) < 2 or script == "-" or (script == "" and not {"-m", "-c"} & set(self.argv[1:])):
+        if self.script in ("", "-"):
             raise NotRestartableError(
                 "this program's code came from standard input, which cannot be read twice; "
                 "put it in a file, a package (-m) or a string (-c)"

@@ -12,6 +12,7 @@ __all__ = [
     "HotRestartError",
     "NotRestartableError",
     "OptionError",
+    "StopAskedError",
     "WrongThreadError",
 ]
 
@@ -34,6 +35,10 @@ class DescriptorError(HotRestartError, OSError):
 
 class NotRestartableError(HotRestartError, RuntimeError):
     """This program cannot be started again: its code came from standard input, or its command is not known."""
+
+
+class StopAskedError(HotRestartError):
+    """A restart was not made, because a stop has been asked for in the meantime."""
 
 
 class WrongThreadError(HotRestartError, RuntimeError):

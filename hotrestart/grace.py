@@ -11,8 +11,7 @@ import os
 import sys
 from time import sleep
 
-from . import command, log, reexec, state
-from .errors import HotRestartError
+from . import log, reexec, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["last_call", "watch"]
+__all__ = ["watch"]
 
 _LAST_CALL = 3.0  # seconds for exit handlers once grace is over
 _LONGEST_SLEEP = 4e6  # seconds; the C library does not take just any number
@@ -38,20 +37,10 @@ def watch(program: InPlace, seconds: float) -> None:
             signal.pthread_kill(program.main_thread, number)  # whose handler gives the last call
             sleep(_LAST_CALL)
     if state.reason == "restart":
-        try:
-            reexec.exec_now()
-        except (OSError, HotRestartError) as error:
-            log.last_words(f"cannot start {command.first.argv[0]} again: {error}")
-            os._exit(reexec.EX_OSERR)
+        reexec.exec_or_exit(flush=False)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         os.kill(os.getpid(), number)  # the first may still have a handler, which gives it its default action
         sleep(1.0)
-
-
-def last_call() -> None:
-    """In the main thread's signal handler, once grace is over: what the end of the program would have done."""
-    reexec.restart_at_exit()
-    reexec.last_act()
 
 
 def _who_is_late(program: InPlace) -> str:

@@ -53,7 +53,7 @@ class InPlace:
         self._asked = 0  # changes with every request
         self._preparing = allocate_lock()
         self._draining = allocate_lock()
-        self.main_thread = get_ident()
+        self._pid, self.main_thread = os.getpid(), get_ident()
         self.main_has_returned = self.is_overdue = self._is_ready = False
 
     def enter(self) -> None:
@@ -73,6 +73,8 @@ class InPlace:
         service down. `for_good`: it is the program that ends, so a late HUP must not kill it while it tidies up.
         """
         global current
+        if os.getpid() != self._pid:
+            return  # a forked child that has come out of the parent's main()
         self.main_has_returned = True
         if isinstance(error, KeyboardInterrupt):
             state.end("stop")
@@ -81,7 +83,7 @@ class InPlace:
             from . import reexec
 
             reexec.restart_at_exit()
-            if error is not None:
+            if error is not None and not (isinstance(error, SystemExit) and not error.code):
                 from . import log
 
                 log.error(f"the program ended with {error!r} while it was to restart: it restarts")
@@ -106,9 +108,9 @@ class InPlace:
     def request_restart(self) -> None:
         """Ask for a restart. In any thread and in a signal handler."""
         if self.is_overdue:
-            from . import grace
+            from . import reexec
 
-            grace.last_call()
+            reexec.last_call()
         if state.should_stop:
             return
         if not self._may_restart:
@@ -165,9 +167,13 @@ class InPlace:
             )
         except Exception as error:  # no descriptors, no processes, no memory: whatever it is, the old code goes on
             verdict = preflight.Verdict(False, f"no preflight is possible: {error!r}")
-        if verdict is not None and not verdict.ok:
+        if verdict is None:
+            return False
+        if verdict.ok:
+            log.info("the new code loads")
+        else:
             log.error(f"restart refused, the old code goes on: {verdict.reason}", verdict.detail)
-        return verdict is not None and verdict.ok
+        return verdict.ok
 
     def _is_ending(self) -> bool:
         return state.should_stop or self.main_has_returned

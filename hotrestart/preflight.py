@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from . import command, inheritance, processes, takeover
+from . import command, fds, inheritance, processes, takeover
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ class _Run:
         self.error = ""
         self.report = self.output = b""
         self.hung = False
-        self._report_fd, report_end = os.pipe()
-        self._output_fd, output_end = os.pipe()
+        self._report_fd, report_end = map(fds.above_stdio, os.pipe())
+        self._output_fd, output_end = map(fds.above_stdio, os.pipe())
         os.set_blocking(self._output_fd, False)
         os.set_blocking(self._report_fd, False)
-        null = os.open(os.devnull, os.O_RDONLY)
+        null = fds.above_stdio(os.open(os.devnull, os.O_RDONLY))
         memory, value = inheritance.write(
             {**document, "role": "preflight", "parent": os.getpid(), "report": report_end}
         )

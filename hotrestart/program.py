@@ -62,13 +62,10 @@ def restartable(
     return _decorated(main, options)
 
 
-def _decorated(main: Any, options: dict[str, Any]) -> Callable[..., Any]:
-    if not callable(main):
-        from .errors import OptionError
-
-        raise OptionError(f"@restartable goes on a function, not on {main!r}")
+def _decorated(main: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    _check_callable(main)
     if getattr(getattr(main, "__code__", None), "co_flags", 0) & _CO_COROUTINE:
-        wrapper: Callable[..., Any] = _around_coroutine(main, options)
+        wrapper = _around_coroutine(main, options)
     else:
         wrapper = _around_function(main, options)
     for name in ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__"):
@@ -94,3 +91,10 @@ def _around_coroutine(main: Callable[P, Awaitable[R]], options: dict[str, Any]) 
             return await main(*args, **kwargs)
 
     return restartable_main
+
+
+def _check_callable(main: object) -> None:
+    if not callable(main):
+        from .errors import OptionError
+
+        raise OptionError(f"@restartable goes on a function, not on {main!r}")

@@ -2,8 +2,8 @@
 
 `restart_at_exit` is Celery's idea, an exec in an exit handler, without its hole. Exit handlers run last in, first out,
 so an exec in one of them skips all that were registered before it. There is no public way to be the last, but there is
-one to see the others: `atexit.unregister` compares its argument with each of them, in order. So ours, wherever it
-stands, takes away those that have run already, runs the rest, and only then execs.
+one to see the others: `atexit.unregister` compares its argument with each of them, in order. So ours is registered
+as late as can be, takes away those that have run before it all the same, runs the rest, and only then execs.
 
 Nothing is closed before the exec; all is marked. So an exec that fails leaves a process that works and can say why.
 """
@@ -15,6 +15,7 @@ import os
 import sys
 
 from . import bytecode, command, fds, inheritance, log, signals, state
+from .errors import StopAskedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["EX_OSERR", "exec_now", "last_act", "legacy", "restart_at_exit"]
+__all__ = ["EX_OSERR", "exec_now", "last_call", "legacy", "restart_at_exit"]
 
 EX_OSERR = 71
 """The exit status of a process whose exec failed after its exit handlers had run (sysexits.h)."""
@@ -39,30 +40,55 @@ def restart_at_exit() -> None:
     Whatever ends it - falling off the end of the program, `sys.exit` with any status, an exception - all non-daemon
     threads are joined and every exit handler runs exactly once first, whoever registered it and when. A stop that is
     asked for in the meantime (`state.reason == "stop"`) wins. Not after `os._exit`, a fatal signal, or in a forked
-    child. If the exec fails, the process says why on descriptor 2 and exits with status 71.
+    child. If the exec fails, the process says why on descriptor 2 and exits with status 71. One limit: an exit handler
+    that is registered after this call, with an `__eq__` of its own that answers for anything, may run twice.
 
     Idempotent; to be called in the main thread, also from a Python signal handler. Raises NotRestartableError.
     """
     global _armed_in
     command.first.check()
-    if _armed_in != os.getpid():
-        _armed_in = os.getpid()
-        atexit.unregister(last_act)
-        atexit.register(last_act)
+    if _armed_in == os.getpid():
+        return
+    _armed_in = os.getpid()
+    atexit.register(last_act)
+    # A private name, with a public way to do without: ours then has to tell apart who has run before it.
+    register_before_join = getattr(sys.modules.get("threading"), "_register_atexit", None)
+    if register_before_join is not None:
+        try:
+            register_before_join(_come_last)
+        except RuntimeError:
+            pass  # the joining has begun: nobody comes after us
 
 
 def last_act() -> None:
     """What `restart_at_exit` registers: run the other exit handlers, flush, exec. Returns only if a stop came first."""
     global _acting
-    if _armed_in != os.getpid() or state.reason == "stop":
+    if _armed_in != os.getpid() or state.reason == "stop" or _acting:
         return
-    if not _acting:  # else: called again because an exit handler does not come back, so do without the rest
-        _acting = True
-        signals.block([signal.SIGINT])  # a KeyboardInterrupt in here would cancel the exec
-        _run_the_other_exit_handlers()
+    _acting = True
+    signals.block([signal.SIGINT])  # a KeyboardInterrupt in here would cancel the exec
+    _run_the_other_exit_handlers()
+    exec_or_exit()
+
+
+def last_call() -> None:
+    """The last act now, in the main thread's signal handler; without exit handlers if it is these that hold it up."""
+    if not _acting:
+        restart_at_exit()
+        last_act()
+    exec_or_exit()
+
+
+def exec_or_exit(*, flush: bool = True) -> NoReturn:
+    """`exec_now`, at a point from which there is no way back: if it fails, say why and exit with status 71.
+
+    `flush=False`: another thread may hold the locks of the standard streams for ever.
+    """
     try:
-        exec_now()
-    except _StopInstead:
+        if flush:
+            flush_streams()
+        exec_unflushed()
+    except StopAskedError:
         os._exit(0)  # back into the handlers' loop is no way to go: 3.14 would run them all again
     except BaseException as error:  # raised on, it would be printed and forgotten: exit status 0, and no service
         log.last_words(f"cannot start {command.first.argv[0]} again: {error!r}")
@@ -74,9 +100,16 @@ def exec_now() -> NoReturn:
 
     The new program has the same pid, the environment, directory, signal mask and ignored signals that the first
     generation was given, no timers, and all that was bequeathed. Raises OSError if the exec fails, and then everything
-    is as before; NotRestartableError if there is nothing to start. Call it in the main thread (another one works, but
-    signals that the program ignores stay ignored then, and children with PDEATHSIG are killed).
+    is as before; StopAskedError if a stop was asked for; NotRestartableError if there is nothing to start. Call it in
+    the main thread (another one works, but signals that the program ignores stay ignored then, and children with
+    PDEATHSIG are killed).
     """
+    flush_streams()
+    exec_unflushed()
+
+
+def exec_unflushed() -> NoReturn:
+    """`exec_now`, without touching the standard streams: another thread may hold their locks for ever."""
     command.first.check()
     _, command.first.since = bytecode.drop_stale(command.first.since)
     document, keep = legacy()
@@ -84,16 +117,15 @@ def exec_now() -> NoReturn:
     memory = -1
     try:
         memory, value = inheritance.write({**document, "role": "generation", "pid": os.getpid()})
-        _flush_streams()
         _go_to_first_directory(undo)
         _clear_timers(undo)
         _reset_dispositions(undo)
         mask = signals.block(signals.RESTART)
         undo.append(lambda: signals.restore_mask(mask))
         if state.reason == "stop":  # TERM is fatal from here on, so this is the last one that has to be looked for
-            raise _StopInstead
+            raise StopAskedError("the restart is off: a stop has been asked for")
         signals.restore_mask({*command.first.blocked, *document["held"]})
-        keep = [*keep, memory]
+        keep.add(memory)
         marked = fds.set_cloexec_from(3, keep)
         undo.append(lambda: fds.set_inheritable_all(marked))
         unmarked = fds.set_inheritable_all(keep)
@@ -107,20 +139,20 @@ def exec_now() -> NoReturn:
         raise
 
 
-def legacy() -> tuple[dict[str, Any], list[int]]:
+def legacy() -> tuple[dict[str, Any], set[int]]:
     """What this generation leaves to the next: the document, and the descriptors that go with it."""
     listeners: list[dict[str, Any]] = []
     kept = {name: (fd, _identity(fd)) for name, fd in dict(inheritance.kept).items()}
     given = {fd: identity for fd, identity in command.first.fds.items() if _identity(fd) == identity}
-    keep = [*given, *(fd for fd, identity in kept.values() if identity)]
+    keep = {*given, *(fd for fd, identity in kept.values() if identity)}
     if (module := sys.modules.get(f"{__package__}.listeners")) is not None:
         listeners = module.hand_over()
-        keep += [*(each["fd"] for each in listeners), *module.systemd_fds()]
+        keep.update([each["fd"] for each in listeners], module.systemd_fds())
     document = {
         "generation": state.generation + 1,
         "listeners": listeners,
         "kept": {name: {"fd": fd, "inode": identity[1]} for name, (fd, identity) in kept.items() if identity},
-        "state": inheritance.state,
+        "state": dict(inheritance.state),
         "fds": {str(fd): identity for fd, identity in given.items()},
         "blocked": command.first.blocked,
         "ignored": command.first.ignored,
@@ -129,10 +161,6 @@ def legacy() -> tuple[dict[str, Any], list[int]]:
         "report": -1,
     }
     return document, keep
-
-
-class _StopInstead(Exception):
-    """A stop was asked for before the point of no return."""
 
 
 def _exec(env: dict[str, str]) -> NoReturn:
@@ -148,19 +176,25 @@ def _exec(env: dict[str, str]) -> NoReturn:
         os.execve("/proc/self/exe", first.argv, env)
 
 
+def _come_last() -> None:
+    """Called when the main thread has ended and before other threads are joined: so that ours lands on top."""
+    atexit.register(last_act)
+
+
 def _run_the_other_exit_handlers() -> None:
     """Run those that have not run: the ones registered before ours. In CPython's loop ours is the one that runs now."""
     registered = _Registered()
     atexit.register(registered.newest)
-    atexit.unregister(registered)  # equal to none: it only looks
-    functions = registered.functions
-    if registered.newest not in functions or last_act not in functions:
-        log.last_words("exit handlers cannot be told apart here: those registered before the restart do not run")
-        return
-    ours = functions.index(last_act)
-    newest_first = functions[0] is registered.newest  # 3.14 and later
-    done = range(ours + 1) if newest_first else range(ours, len(functions))
-    atexit.unregister(_Registered(done))
+    try:
+        atexit.unregister(registered)  # equal to none: it only looks
+        kept = [id(function) for function in registered.functions]
+        if kept.index(id(registered.newest)) == 0:  # 3.14 and later keep the newest first
+            done = range(kept.index(id(last_act)) + 1)
+        else:
+            done = range(len(kept) - 1 - kept[::-1].index(id(last_act)), len(kept))
+        atexit.unregister(_Registered(done))
+    except Exception as error:  # a handler that cannot be compared; the few that were registered last may run twice
+        log.last_words(f"exit handlers cannot be told apart: {error!r}")
     atexit._run_exitfuncs()
 
 
@@ -182,12 +216,13 @@ class _Registered:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _flush_streams() -> None:
+def flush_streams() -> None:
+    """Flush the standard streams; log handlers are flushed by logging's own exit handler. In the main thread."""
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         try:
             stream.flush()  # type: ignore[union-attr]
-        except (AttributeError, OSError, ValueError):
-            continue  # None, closed, or a terminal that is gone: nobody waits for it
+        except Exception:
+            continue  # None, closed, a terminal that is gone, or interrupted in the midst of a flush
 
 
 def _go_to_first_directory(undo: list[Callable[[], object]]) -> None:

@@ -67,6 +67,10 @@ class handling:
         self._wakeup_fd = -1
 
     def __enter__(self) -> Self:
+        if not hasattr(signal, "pthread_sigmask"):
+            from .errors import HotRestartError
+
+            raise HotRestartError("signals.handling() needs a POSIX system")
         held = _held
         with _blocked(self._wanted):
             release()
@@ -75,6 +79,8 @@ class handling:
         _active.append(self)
         _watch_forks()
         self._take_wakeup_fd()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _blocked_at_boot)
+        _blocked_at_boot.clear()
         if held is not None and held.asked:
             self._on_restart()
         return self
@@ -221,9 +227,7 @@ class _blocked:
         self._mask = block(self._numbers)
 
     def __exit__(self, *exc_info: object) -> None:
-        mask = set(self._mask) - _blocked_at_boot
-        _blocked_at_boot.clear()
-        restore_mask(mask)
+        restore_mask(self._mask)
 
 
 _watching_forks = False

@@ -223,6 +223,10 @@ class _Pipe:
 
 
 def _open_pipe() -> tuple[int, int]:
+    if not hasattr(os, "register_at_fork"):
+        from .errors import HotRestartError
+
+        raise HotRestartError("a Sleeper needs a POSIX system: pipes cannot be polled here")
     ends = os.pipe()
     for end in ends:
         os.set_blocking(end, False)

@@ -41,6 +41,7 @@ class Worker:
 
     @property
     def pid(self) -> int:
+        """The pid of the worker, which must never change."""
         return self._process.pid
 
     def has_ended(self) -> bool:
