@@ -2,39 +2,90 @@
 
 CPython takes a `.pyc` for good if the source has the time and the size that it notes. A source changed twice within a
 second to the same size, or deployed with its old time (rsync -t, image layers, reproducible builds), passes that test,
-and the new generation silently runs the old code. A deploy can set any time but the change time, `st_ctime`: a
-bytecode file older than its source's change time is suspect, and costs one compilation to be without.
+and the new generation silently runs the old code. A deploy can set any time but the change time, `st_ctime`: bytecode
+that is older than its source's change is suspect, and costs one compilation to be without.
+
+The new code may load modules that the old has never loaded, perhaps long after it began to serve. So it is not the
+loaded modules that are looked at, but the directories they came from, and what lies below.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from time import time
+
+from . import command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["drop_stale"]
 
-_CLOCK_GRAIN = 1.0  # seconds: file times come from a coarser clock, perhaps another machine's
 
+def drop_stale(since: float) -> int:
+    """Remove the bytecode of sources that have changed after the wall clock's `since` and after it was written.
 
-def drop_stale(since: float) -> tuple[int, float]:
-    """Remove the bytecode of every loaded module whose source has changed after the wall clock's `since`.
-
-    Returns how many were removed, and the `since` of the next call. Bytecode younger than its source is left, and so
-    is what cannot be removed. One system call a module when nothing has changed. Safe in any thread.
+    Looks at the directories of all loaded modules, except the standard library (no part of a deploy), and at the
+    packages below them. Returns how many files were removed; what cannot be removed is left. Costs one system call a
+    file when nothing has changed. Safe in any thread.
     """
-    dropped, now = 0, time()
+    dropped = 0
+    seen: set[str] = set()
+    pending = list(_loaded_from())
+    while pending:
+        source_folder, cache_folder = pending.pop()
+        if source_folder not in seen:
+            seen.add(source_folder)
+            dropped += _drop_in(source_folder, cache_folder, since)
+            if sys.pycache_prefix is None:
+                pending += _packages_in(source_folder)
+    return dropped
+
+
+def _loaded_from() -> Iterator[tuple[str, str]]:
+    """The folders that modules were loaded from, each with the folder of its bytecode."""
+    library = os.path.dirname(os.__file__)
+    script = os.path.join(command.first.cwd or "", command.first.script)  # __main__ forgets its file when it has run
+    yield os.path.dirname(script), os.path.join(os.path.dirname(script), "__pycache__")
     for module in list(sys.modules.values()):
         try:
             spec = object.__getattribute__(module, "__dict__")["__spec__"]  # a lazy module would load by a plain look
-            source, cached = spec.origin, spec.cached
-            if cached and _changed_after(source, since) and _changed_after(source, os.stat(cached).st_mtime):
+            folder = os.path.dirname(spec.origin)
+            if spec.cached and (not folder.startswith(library) or "-packages" in folder):
+                yield folder, os.path.dirname(spec.cached)
+        except Exception:  # what stands in sys.modules need not be a module, and may raise anything
+            continue
+
+
+def _packages_in(folder: str) -> Iterator[tuple[str, str]]:
+    """The folders in `folder` that have bytecode."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                cache_folder = os.path.join(entry.path, "__pycache__")
+                if "." not in entry.name and entry.is_dir(follow_symlinks=False) and os.path.isdir(cache_folder):
+                    yield entry.path, cache_folder
+    except OSError:
+        return  # it has gone, or is not ours to read
+
+
+def _drop_in(source_folder: str, cache_folder: str, since: float) -> int:
+    dropped = 0
+    mark = f".{sys.implementation.cache_tag}."
+    try:
+        names = os.listdir(cache_folder)
+    except OSError:
+        return 0
+    for name in names:
+        module, marked, _ = name.partition(mark)
+        try:
+            source = os.stat(os.path.join(source_folder, f"{module}.py")) if marked else None
+            cached = os.path.join(cache_folder, name)
+            # "not older" will not do: both may have been written in one tick of the clock
+            if source and source.st_ctime > since and source.st_ctime_ns >= os.stat(cached).st_mtime_ns:
                 os.unlink(cached)
                 dropped += 1
-        except Exception:  # what stands in sys.modules need not be a module, and may raise anything
-            continue  # it did not come from a source file, or its bytecode is gone or not ours to remove
-    return dropped, now - _CLOCK_GRAIN
-
-
-def _changed_after(source: str, moment: float) -> bool:
-    return os.stat(source).st_ctime > moment
+        except OSError:
+            continue  # the source or the bytecode has gone, or is not ours to remove
+    return dropped

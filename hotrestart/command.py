@@ -32,8 +32,8 @@ class Command:
 
     `argv`: the arguments, interpreter first. `executable`: the interpreter. `cwd`: the logical directory, or None if
     it could not be told. `env`: the environment. `blocked` and `ignored`: signal numbers. `fds`: the descriptors above
-    2 that were meant to be inherited, as `{number: (device, inode)}`. `since`: the wall clock's time at which no source
-    file had been read yet. `script`: `sys.argv[0]` as it was. `pid`: the process that the program is.
+    2 that were meant to be inherited, as `{number: (device, inode)}`. `since`: the wall clock's time at which none of
+    the program's files had been read yet. `script`: `sys.argv[0]` as it was. `pid`: the process that the program is.
     """
 
     __slots__ = ("argv", "blocked", "cwd", "env", "executable", "fds", "ignored", "pid", "script", "since")
@@ -64,11 +64,13 @@ class Command:
 
         A script from standard input, or typed at a prompt, has been read and cannot be read again.
         """
-        from .errors import NotRestartableError
-
         if not hasattr(os, "fork"):
+            from .errors import NotRestartableError
+
             raise NotRestartableError("hotrestart needs a POSIX system: there is no exec that keeps the pid here")
         if self.script in ("", "-"):
+            from .errors import NotRestartableError
+
             raise NotRestartableError(
                 "this program's code came from standard input, which cannot be read twice; "
                 "put it in a file, a package (-m) or a string (-c)"
@@ -102,7 +104,6 @@ def _first_environment() -> dict[str, str]:
     /proc/self/environ tells, unless something like setproctitle has written a title over it; then what is between the
     NULs does not look like variables any more, and os.environ has to do.
     """
-    environment = dict(os.environ)
     try:
         with open("/proc/self/environ", "rb", buffering=0) as file:
             parts = file.readall().split(b"\0")
@@ -110,6 +111,8 @@ def _first_environment() -> dict[str, str]:
         parts = []
     if parts and not parts.pop() and all(part.find(b"=") > 0 for part in parts):
         environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in (p.partition(b"=") for p in parts)}
+    else:
+        environment = dict(os.environ)
     environment.pop(VARIABLE, None)
     return environment
 

@@ -59,11 +59,11 @@ def close_open_fds(keep: Iterable[int] = (), *, lowest: int = 3) -> None:
     For a forked child before it goes its own way. Costs three system calls and one more for each descriptor kept,
     however high the limit on open files is. Descriptors above a limit that was lowered are closed too.
     """
-    kept = sorted({fd for fd in keep if fd >= lowest})
-    end = _NO_FD if _closes_ranges_at_once() else max(open_fds(lowest), default=lowest - 1) + 1
-    for fd in kept:
-        os.closerange(lowest, min(fd, end))
-        lowest = fd + 1
+    end = _NO_FD if _at_once or _closes_ranges_at_once() else max(open_fds(lowest), default=lowest - 1) + 1
+    for fd in sorted(keep):
+        if fd >= lowest:
+            os.closerange(lowest, min(fd, end))
+            lowest = fd + 1
     os.closerange(lowest, end)
 
 

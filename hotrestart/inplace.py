@@ -161,7 +161,7 @@ class InPlace:
         from . import bytecode, log, preflight, reexec
 
         try:
-            _, command.first.since = bytecode.drop_stale(command.first.since)
+            bytecode.drop_stale(command.first.since)
             verdict = preflight.check(
                 *reexec.legacy(), timeout=self._ready_timeout, sleeper=self.sleeper, cancelled=self._is_ending
             )

@@ -111,7 +111,7 @@ def exec_now() -> NoReturn:
 def exec_unflushed() -> NoReturn:
     """`exec_now`, without touching the standard streams: another thread may hold their locks for ever."""
     command.first.check()
-    _, command.first.since = bytecode.drop_stale(command.first.since)
+    bytecode.drop_stale(command.first.since)
     document, keep = legacy()
     undo: list[Callable[[], object]] = []
     memory = -1

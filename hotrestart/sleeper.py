@@ -63,8 +63,8 @@ class Sleeper:
     def fileno(self) -> int:
         """A descriptor that becomes readable with `wake`, for a poll or event loop of your own.
 
-        It stays readable until the thread that made the sleeper calls `sleep` or `wait` (`sleep(0)` is enough);
-        after `wake(for_good=True)` it stays readable.
+        It stays readable until the thread that made the sleeper calls `sleep` or `wait` (`sleep(0)` is enough); a sleep
+        that was woken leaves it to the next one. After `wake(for_good=True)` it stays readable.
         """
         self._check_open()
         return self._pipes[0].read_end
@@ -83,7 +83,10 @@ class Sleeper:
             self._for_good = True
         self._woken = True
         for pipe in self._pipes:
-            pipe.write(_WAKE)
+            try:
+                os.write(pipe.write_end, _WAKE)
+            except OSError:
+                continue  # full: its reader has a reason to wake already
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Sleep for `timeout` seconds (None: for ever). True if woken by `wake`, False if the time has passed."""
@@ -136,19 +139,25 @@ class Sleeper:
         for number in numbers:
             poll.register(number, select.POLLIN)
         while True:
-            events = dict(poll.poll(_milliseconds(deadline)))
-            if events.pop(pipe.read_end, 0):
-                woken = self._woken
-                self._woken = False  # before the bytes are read: a wake in between is kept for the next sleep
-                if _WAKE in pipe.read() or woken or self._for_good:
+            ready: set[int] = set()
+            for number, event in poll.poll(_milliseconds(deadline)):
+                if number != pipe.read_end:
+                    ready.add(number)
+                elif self._has_been_woken(pipe):
                     return True, []
-            if events:
-                for number, event in events.items():
-                    if event & select.POLLNVAL:
-                        raise OSError(9, f"wait(): descriptor {number} is not open")  # 9: EBADF everywhere
-                return False, [file for file, number in zip(files, numbers, strict=True) if number in events]
+                if event & select.POLLNVAL:
+                    raise OSError(9, f"wait(): descriptor {number} is not open")  # 9: EBADF everywhere
+            if ready:
+                return False, [file for file, number in zip(files, numbers, strict=True) if number in ready]
             if monotonic() >= deadline:
                 return False, []
+
+    def _has_been_woken(self, pipe: _Pipe) -> bool:
+        """Whether it was `wake` that wrote. Its byte is left for the next sleep to clear away: this one is over now."""
+        if self._woken or self._for_good:
+            self._woken = False
+            return True
+        return _WAKE in pipe.read()  # another thread was woken by the same call, or it was a signal's number
 
     def _check_open(self) -> None:
         if not self._pipes:

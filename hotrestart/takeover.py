@@ -71,8 +71,7 @@ def arrive() -> None:
         return
     from . import bytecode
 
-    stale, _ = bytecode.drop_stale(command.first.since)
-    os.write(report_fd, STALE if stale else LOADED)
+    os.write(report_fd, STALE if bytecode.drop_stale(command.first.since) else LOADED)
     os._exit(0)
 
 

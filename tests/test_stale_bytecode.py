@@ -194,7 +194,6 @@ def test_h59_bytecode_kept_elsewhere_is_new_in_the_next_generation(program: Prog
     assert program.stop() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="reported: bytecode of the same tick of the clock counts as newer")
 @PREFLIGHT
 def test_h59_bytecode_of_the_same_moment_is_not_trusted(program: Program, options: str) -> None:
     """File times come from a clock of some milliseconds: the change may have come after the bytecode all the same."""
@@ -211,12 +210,9 @@ def test_h59_bytecode_of_the_same_moment_is_not_trusted(program: Program, option
 
 # --- modules that the old generation has not loaded
 
-NOT_LOADED = pytest.mark.xfail(strict=True, reason="reported: only a preflight looks at modules the old has not loaded")
-IN_MAIN = pytest.mark.xfail(strict=True, reason="reported: modules loaded behind the door of main() are not looked at")
-
 
 @STAMPS
-@pytest.mark.parametrize("options", ["", pytest.param("(preflight=False)", marks=NOT_LOADED)])
+@pytest.mark.parametrize("options", ["", "(preflight=False)"])
 def test_h59_a_module_that_only_the_new_code_loads_is_new(program: Program, stamp: Stamp, options: str) -> None:
     path = write(program, "one")
     program.deploy(without_helper(options))
@@ -248,9 +244,7 @@ def test_h59_broken_code_is_refused_though_stale_bytecode_hides_it(program: Prog
     assert program.stop() == 0
 
 
-@pytest.mark.parametrize(
-    "options", [pytest.param("", marks=IN_MAIN), pytest.param("(preflight=False)", marks=NOT_LOADED)]
-)
+@pytest.mark.parametrize("options", ["", "(preflight=False)"])
 def test_h59_a_module_that_only_the_new_main_loads_is_new(program: Program, options: str) -> None:
     path = write(program, "one")
     program.deploy(without_helper(options))
@@ -264,7 +258,6 @@ def test_h59_a_module_that_only_the_new_main_loads_is_new(program: Program, opti
     assert program.stop() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="reported: each HUP moves on the time from which changes count")
 @pytest.mark.parametrize("between", ["a restart", "a refusal"])
 def test_h59_a_module_changed_before_an_earlier_hup_is_new_too(program: Program, between: str) -> None:
     """The module was changed, then came a HUP that had no use for it, and then the code that loads it."""

@@ -16,6 +16,7 @@ VERSION = 1
 
 @hotrestart.restartable
 def main() -> None:
+    """Do one job after another until asked to end."""
     with (
         closing(sqlite3.connect("jobs.db", timeout=10.0, isolation_level=None)) as queue,
         hotrestart.worker_loop() as loop,
