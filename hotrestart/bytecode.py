@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["drop_stale"]
+__all__ = ["drop_stale", "sources_changed"]
 
 
 def drop_stale(since: float) -> int:
@@ -30,17 +30,32 @@ def drop_stale(since: float) -> int:
     packages below them. Returns how many files were removed; what cannot be removed is left. Costs one system call a
     file when nothing has changed. Safe in any thread.
     """
-    dropped = 0
+    return sum(_drop_in(source_folder, cache_folder, since) for source_folder, cache_folder in _folders())
+
+
+def sources_changed(since: float) -> bool:
+    """Whether any source file in the same places has changed after the wall clock's `since`."""
+    for folder, _ in _folders():
+        try:
+            with os.scandir(folder) as entries:
+                if any(each.name.endswith(".py") and each.stat().st_ctime > since for each in entries):
+                    return True
+        except OSError:
+            continue  # it has gone, or is not ours to read
+    return False
+
+
+def _folders() -> Iterator[tuple[str, str]]:
+    """Folders with sources, each with the folder of its bytecode."""
     seen: set[str] = set()
     pending = list(_loaded_from())
     while pending:
         source_folder, cache_folder = pending.pop()
         if source_folder not in seen:
             seen.add(source_folder)
-            dropped += _drop_in(source_folder, cache_folder, since)
+            yield source_folder, cache_folder
             if sys.pycache_prefix is None:
                 pending += _packages_in(source_folder)
-    return dropped
 
 
 def _loaded_from() -> Iterator[tuple[str, str]]:

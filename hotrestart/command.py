@@ -9,6 +9,7 @@ so import it early.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from time import time
 
@@ -68,7 +69,7 @@ class Command:
             from .errors import NotRestartableError
 
             raise NotRestartableError("hotrestart needs a POSIX system: there is no exec that keeps the pid here")
-        if self.script in ("", "-"):
+        if self.script in ("", "-") or _can_be_read_once(os.path.join(self.cwd or "", self.script)):
             from .errors import NotRestartableError
 
             raise NotRestartableError(
@@ -85,6 +86,15 @@ class Command:
 
     def __repr__(self) -> str:
         return f"<Command {self.argv!r} in {self.cwd!r}>"
+
+
+def _can_be_read_once(script: str) -> bool:
+    """A pipe by its name: `python /dev/stdin`, `python <(...)`."""
+    try:
+        mode = os.stat(script).st_mode
+    except OSError:
+        return False  # -c, -m, or a script that has been deleted, and may be there again when it is needed
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _logical_directory() -> str | None:

@@ -24,12 +24,11 @@ else:
 __all__ = ["watch"]
 
 _LAST_CALL = 3.0  # seconds for exit handlers once grace is over
-_LONGEST_SLEEP = 4e6  # seconds; the C library does not take just any number
 
 
 def watch(program: InPlace, seconds: float) -> None:
     """Wait for as long as the ending may take, and then end the process. Runs in a thread of its own."""
-    sleep(min(seconds, _LONGEST_SLEEP))
+    sleep(seconds)
     log.last_words(f"grace of {seconds:g} s is over, and {_who_is_late(program)} has not ended")
     program.is_overdue = True
     if state.reason == "restart":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock, get_ident, start_new_thread
+from time import time
 
 from . import command, signals, state
 from .sleeper import Sleeper
@@ -24,13 +25,13 @@ from .sleeper import Sleeper
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import TypeVar
 
     Callback = TypeVar("Callback", bound=Callable[[], object])
 
-__all__ = ["InPlace", "Running", "check_options", "current", "on_stop", "ready", "request_restart", "request_stop"]
+__all__ = ["InPlace", "current", "on_stop", "ready", "request_restart", "request_stop"]
 
-_MOST_PREFLIGHTS = 3  # in a row, when requests come faster than the new code loads
+_ENOUGH_PREFLIGHTS = 3  # in a row, when requests come faster than the code loads and nothing has changed meanwhile
 
 _callbacks: list[Callable[[], object]] = []
 
@@ -53,8 +54,10 @@ class InPlace:
         self._asked = 0  # changes with every request
         self._preparing = allocate_lock()
         self._draining = allocate_lock()
+        self._drain_runs = allocate_lock()
+        self._drain_runs.acquire()
         self._pid, self.main_thread = os.getpid(), get_ident()
-        self.main_has_returned = self.is_overdue = self._is_ready = False
+        self.main_has_returned = self.is_overdue = self._is_ready = self._is_prepared = False
 
     def enter(self) -> None:
         """Begin to handle requests, including those of the boot window."""
@@ -79,6 +82,8 @@ class InPlace:
         if isinstance(error, KeyboardInterrupt):
             state.end("stop")
         self._abandon_preflight()
+        if self._draining.locked():  # 3.10 crashes if it ends with a thread that has been started and has not run yet
+            self._drain_runs.acquire(True, 5.0)
         if state.reason == "restart":
             from . import reexec
 
@@ -105,6 +110,16 @@ class InPlace:
         """The signals that reach our handlers in the main thread."""
         return self._handling.installed()
 
+    def prepare_to_end(self) -> None:
+        """Load what an ending needs, before the files on disk are another version's; called when there is time."""
+        if not self._is_prepared:
+            self._is_prepared = True
+            try:
+                for name in ("bytecode", "grace", "preflight", "reexec"):
+                    __import__(f"{__package__}.{name}")
+            except Exception:
+                pass  # the files are gone already: whoever asks for a restart will be told
+
     def request_restart(self) -> None:
         """Ask for a restart. In any thread and in a signal handler."""
         if self.is_overdue:
@@ -127,7 +142,7 @@ class InPlace:
                 from . import log
 
                 self._preparing.release()
-                log.last_words(f"restart refused: no preflight is possible: {error}")
+                log.last_words(f"restart refused, the old code goes on: no preflight is possible: {error}")
 
     def request_stop(self) -> None:
         """Ask for a stop. In any thread and in a signal handler."""
@@ -138,8 +153,10 @@ class InPlace:
     def _prepare(self) -> None:
         """Answer requests until there are none; the lock is free again before the last look."""
         while True:
-            answered = self._answer_newest()
-            self._preparing.release()
+            try:
+                answered = self._answer_newest()
+            finally:
+                self._preparing.release()
             if answered == self._asked or self._is_ending() or not self._preparing.acquire(False):
                 return
 
@@ -147,33 +164,36 @@ class InPlace:
         """Preflight until the newest request has its answer; which one that was."""
         in_a_row = 0
         while True:
-            seen, in_a_row = self._asked, in_a_row + 1
+            seen, in_a_row, began = self._asked, in_a_row + 1, time()
             passed = self._check_new_code()
             if self._is_ending():
                 return seen
-            if passed and (seen == self._asked or in_a_row >= _MOST_PREFLIGHTS):
+            if passed and (seen == self._asked or (in_a_row >= _ENOUGH_PREFLIGHTS and _code_is_older_than(began))):
                 self._end("restart")
                 return seen
             if not passed and seen == self._asked:
                 return seen
 
     def _check_new_code(self) -> bool:
-        from . import bytecode, log, preflight, reexec
+        from . import log
 
         try:
+            from . import bytecode, preflight, reexec
+
             bytecode.drop_stale(command.first.since)
             verdict = preflight.check(
                 *reexec.legacy(), timeout=self._ready_timeout, sleeper=self.sleeper, cancelled=self._is_ending
             )
+            if verdict is None:
+                return False
+            if verdict.ok:
+                log.info("the new code loads")
+            else:
+                log.error(f"restart refused, the old code goes on: {verdict.reason}", verdict.detail)
+            return verdict.ok
         except Exception as error:  # no descriptors, no processes, no memory: whatever it is, the old code goes on
-            verdict = preflight.Verdict(False, f"no preflight is possible: {error!r}")
-        if verdict is None:
+            log.last_words(f"restart refused, the old code goes on: no preflight is possible: {error!r}")
             return False
-        if verdict.ok:
-            log.info("the new code loads")
-        else:
-            log.error(f"restart refused, the old code goes on: {verdict.reason}", verdict.detail)
-        return verdict.ok
 
     def _is_ending(self) -> bool:
         return state.should_stop or self.main_has_returned
@@ -191,13 +211,13 @@ class InPlace:
 
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""
-        from . import grace, log  # and what the exec needs, now, while the main thread is still at work
+        try:
+            if _callbacks:
+                _start_and_see_it_run(_call_all, list(_callbacks))
+        finally:
+            self._drain_runs.release()
+        from . import grace
 
-        if _callbacks:
-            try:
-                start_new_thread(_call_all, (list(_callbacks),))
-            except RuntimeError as error:
-                log.last_words(f"on_stop callbacks are not called: {error}")
         grace.watch(self, self._grace)
 
     def _abandon_preflight(self) -> None:
@@ -245,45 +265,24 @@ def on_stop(callback: Callback) -> Callback:
     return callback
 
 
-class Running:
-    """Around the code that serves: the door for a preflight, the program if none runs yet, and its end."""
-
-    def __init__(self, options: dict[str, Any], *, for_good: bool) -> None:
-        self._options, self._for_good = options, for_good
-        self._mine: InPlace | None = None
-
-    def __enter__(self) -> InPlace:
-        if (takeover := sys.modules.get(f"{__package__}.takeover")) is not None:
-            takeover.arrive()
-        if current is not None:
-            return current
-        self._mine = InPlace(**self._options)
-        self._mine.enter()
-        return self._mine
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if self._mine is not None:
-            self._mine.leave(error, for_good=self._for_good)
-
-
-def check_options(*, preflight: bool, ready_timeout: float, grace: float) -> dict[str, Any]:
-    """The options as they are, or OptionError."""
-    from .errors import OptionError
-
-    if not isinstance(preflight, bool):
-        raise OptionError(f"preflight is True or False, not {preflight!r}")
-    for name, value in (("ready_timeout", ready_timeout), ("grace", grace)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-            raise OptionError(f"{name} is a number of seconds, 0 or more, not {value!r}")
-    return {"preflight": preflight, "ready_timeout": ready_timeout, "grace": grace}
-
-
 def _the_program() -> InPlace:
     if current is None:
         from .errors import HotRestartError
 
         raise HotRestartError("no program runs here: call this inside an @restartable function or a worker_loop()")
     return current
+
+
+def _start_and_see_it_run(function: Callable[..., object], *arguments: object) -> None:
+    runs = allocate_lock()
+    runs.acquire()
+
+    def run() -> None:
+        runs.release()
+        function(*arguments)
+
+    start_new_thread(run, ())
+    runs.acquire(True, 5.0)
 
 
 def _call_all(callbacks: list[Callable[[], object]]) -> None:
@@ -294,6 +293,12 @@ def _call_all(callbacks: list[Callable[[], object]]) -> None:
             from . import log
 
             log.error(f"on_stop callback {callback!r} raised {error!r}")
+
+
+def _code_is_older_than(moment: float) -> bool:
+    from . import bytecode
+
+    return not bytecode.sources_changed(moment - 1.0)  # file times come from a coarser clock
 
 
 def _forget_after_fork() -> None:

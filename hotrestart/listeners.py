@@ -82,15 +82,18 @@ def _split_host(text: str) -> tuple[str, str]:
 class _Listener:
     """One bound socket: our own descriptor of it, and what it was asked for as."""
 
-    __slots__ = ("address", "claimed", "fd", "from_systemd", "name", "socket")
+    __slots__ = ("address", "claimed", "fd", "from_systemd", "is_old", "name", "socket")
 
-    def __init__(self, bound: socket.socket, address: str, name: str | None, *, from_systemd: bool = False) -> None:
+    def __init__(
+        self, bound: socket.socket, address: str, name: str | None, *, is_old: bool = False, from_systemd: bool = False
+    ) -> None:
         if bound.fileno() < 3:
             moved = socket.socket(fileno=fds.above_stdio(bound.detach()))
             moved.setblocking(False)
             bound = moved
         self.socket, self.fd = bound, bound.fileno()
         self.address, self.name, self.from_systemd = address, name, from_systemd
+        self.is_old = is_old or from_systemd
         self.claimed = False
 
     def hand_out(self) -> socket.socket:
@@ -101,6 +104,7 @@ class _Listener:
 _listeners: list[_Listener] = []
 _lock = allocate_lock()
 _asked_systemd = False
+_shared = False  # with the generation before, which serves
 
 
 def listen(
@@ -136,7 +140,7 @@ def listen(
         if found is None:
             found = _Listener(_bind(wanted, reuse_port, mode, owner), str(wanted), name)
             _listeners.append(found)
-        if found.socket.type == socket.SOCK_STREAM:
+        if found.socket.type == socket.SOCK_STREAM and not (_shared and found.is_old):
             found.socket.listen(backlog)  # again, to raise the backlog of an inherited one
         return found.hand_out()
 
@@ -163,14 +167,17 @@ def systemd_fds() -> list[int]:
 def adopt(documents: list[dict[str, Any]], *, shared: bool = False) -> None:
     """Take over what the generation before handed over. What is not what it says is left out, with a warning.
 
-    With `shared` the generation before still uses it: its blocking mode, which belongs to all, stays as it is.
+    With `shared` the generation before goes on using them: blocking mode and backlog, which belong to all who hold the
+    socket, stay as they are, also of what systemd has passed.
     """
+    global _shared
+    _shared = shared
     for document in documents:
         fd = document["fd"]
         try:
             if os.fstat(fd).st_ino != document["inode"]:
                 raise OSError("it is another file by now")
-            _listeners.append(_Listener(_adopted(fd, shared), document["address"], document["name"]))
+            _listeners.append(_Listener(_adopted(fd), document["address"], document["name"], is_old=True))
         except OSError as error:
             log.warning(f"listener {document['address']} is not inherited: descriptor {fd}: {error}")
 
@@ -219,14 +226,14 @@ def _take_from_systemd() -> None:
             log.warning(f"LISTEN_FDS names descriptor {fd} ({name}), which is left out: {error}")
 
 
-def _adopted(fd: int, shared: bool = False) -> socket.socket:
+def _adopted(fd: int) -> socket.socket:
     """A socket object around a descriptor from elsewhere."""
     adopted = socket.socket(fileno=fd)  # asks the kernel for family, type and protocol
     try:
         if adopted.type == socket.SOCK_STREAM and not adopted.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError("it does not listen")
         adopted.set_inheritable(False)
-        adopted.setblocking(shared and os.get_blocking(fd))
+        adopted.setblocking(_shared and os.get_blocking(fd))
     except BaseException:
         adopted.detach()  # not ours to close
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import state
-from .inplace import InPlace, Running, check_options
+from .program import Running, check_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .inplace import InPlace
     from .sleeper import File
 
 __all__ = ["WorkerLoop", "worker_loop"]
@@ -70,6 +71,7 @@ class WorkerLoop:
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Sleep `timeout` seconds (None: until asked to end). True, at once, if the program is asked to end."""
+        self._program.prepare_to_end()
         return self._program.sleeper.sleep(timeout)
 
     def wait(self, *files: File, timeout: float | None = None) -> list[File]:
@@ -78,6 +80,7 @@ class WorkerLoop:
         Empty, at once, if the program is asked to end, and when `timeout` seconds have passed. Wait here, then make
         the blocking call: a blocking call itself is not ended by a signal (PEP 475).
         """
+        self._program.prepare_to_end()
         return self._program.sleeper.wait(*files, timeout=timeout)
 
     def fileno(self) -> int:

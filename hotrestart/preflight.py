@@ -78,7 +78,7 @@ class _Run:
         self.child: Child | None = None
         self.error = ""
         self.report = self.output = b""
-        self.hung = False
+        self.hung = self._output_has_ended = False
         self._report_fd, report_end = map(fds.above_stdio, os.pipe())
         self._output_fd, output_end = map(fds.above_stdio, os.pipe())
         os.set_blocking(self._output_fd, False)
@@ -117,13 +117,15 @@ class _Run:
                 deadline = monotonic() + _ABORT_GRACE
                 continue
             # at the most a second: without pidfd a grandchild can hide the end of the child
-            sleeper.wait(self.child, self._output_fd, timeout=min(left, 1.0))
+            files = (self.child,) if self._output_has_ended else (self.child, self._output_fd)
+            sleeper.wait(*files, timeout=min(left, 1.0))
             self._read()
         self._read()
 
     def _read(self) -> None:
-        self.output = (self.output + _read_now(self._output_fd))[-_TAIL:]
-        self.report += _read_now(self._report_fd)
+        output, self._output_has_ended = _read_now(self._output_fd)
+        self.output = (self.output + output)[-_TAIL:]
+        self.report += _read_now(self._report_fd)[0]
 
     def close(self) -> None:
         if self.child is not None:
@@ -135,8 +137,8 @@ class _Run:
         assert self.child is not None
         if self.report == takeover.LOADED and not self.hung:
             return Verdict(True)
-        lines = self.output.decode(errors="replace").rstrip().splitlines()[-_QUOTED:]
-        detail = "\n".join(lines)
+        lines = self.output.decode(errors="replace").rstrip().splitlines()
+        detail = "\n".join(lines[-_QUOTED:])
         if self.hung:
             return Verdict(False, f"it did not reach main() within {timeout:g} s", detail)
         if self.report == takeover.STALE:
@@ -144,19 +146,30 @@ class _Run:
         code = self.child.exit_code or 0
         if code < 0 and code != processes.STATUS_UNKNOWN:
             return Verdict(False, f"it was killed by signal {-code} before it reached main()", detail)
-        if 'File "' in detail and not lines[-1].startswith((" ", "\t")):
-            return Verdict(False, lines[-1], detail)
+        if (raised := _what_was_raised(lines)) is not None:
+            return Verdict(False, raised, detail)
         said = f": {lines[-1]}" if lines else ""
         return Verdict(False, f"it ended before it reached main(){said}", detail)
 
 
-def _read_now(fd: int) -> bytes:
+def _what_was_raised(lines: list[str]) -> str | None:
+    """The line of a traceback that names the exception: the first one after the last frame that is not indented."""
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    for line in lines[frames[-1] :] if frames else ():
+        if line and not line[0].isspace():
+            return line
+    return None
+
+
+def _read_now(fd: int) -> tuple[bytes, bool]:
+    """What can be read without waiting, and whether that was the end."""
     data = b""
-    while True:
+    while len(data) <= _TAIL:
         try:
             chunk = os.read(fd, 65536)
         except BlockingIOError:
-            return data
-        if not chunk or len(data) > _TAIL:
-            return data + chunk
+            return data, False
+        if not chunk:
+            return data, True
         data += chunk
+    return data, False

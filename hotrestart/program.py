@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .inplace import Running, check_options
+import sys
+
+from . import inplace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     R = TypeVar("R")
     Main = TypeVar("Main", bound=Callable[..., Any])
 
-__all__ = ["restartable"]
+__all__ = ["Running", "check_options", "restartable"]
+
+_FOREVER = 4e6  # seconds, 46 days: the C library does not take just any number
 
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; importing inspect costs 10 ms of every restart
 
@@ -62,12 +66,47 @@ def restartable(
     return _decorated(main, options)
 
 
+class Running:
+    """Around the code that serves: the door for a preflight, the program if none runs yet, and its end."""
+
+    def __init__(self, options: dict[str, Any], *, for_good: bool) -> None:
+        self._options, self._for_good = options, for_good
+        self._mine: inplace.InPlace | None = None
+
+    def __enter__(self) -> inplace.InPlace:
+        if (takeover := sys.modules.get(f"{__package__}.takeover")) is not None:
+            takeover.arrive()
+        if inplace.current is not None:
+            return inplace.current
+        self._mine = inplace.InPlace(**self._options)
+        self._mine.enter()
+        return self._mine
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._mine is not None:
+            self._mine.leave(error, for_good=self._for_good)
+
+
+def check_options(*, preflight: bool, ready_timeout: float, grace: float) -> dict[str, Any]:
+    """The options as they are, or OptionError."""
+    from .errors import OptionError
+
+    if not isinstance(preflight, bool):
+        raise OptionError(f"preflight is True or False, not {preflight!r}")
+    for name, value in (("ready_timeout", ready_timeout), ("grace", grace)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise OptionError(f"{name} is a number of seconds, 0 or more, not {value!r}")
+    return {
+        "preflight": preflight,
+        "ready_timeout": min(ready_timeout, _FOREVER),
+        "grace": min(grace, _FOREVER),
+    }
+
+
 def _decorated(main: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     _check_callable(main)
-    if getattr(getattr(main, "__code__", None), "co_flags", 0) & _CO_COROUTINE:
-        wrapper = _around_coroutine(main, options)
-    else:
-        wrapper = _around_function(main, options)
+    around = _around_coroutine if _makes_coroutines(main) else _around_function
+    wrapper = around(main, options)
     for name in ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__"):
         try:
             setattr(wrapper, name, getattr(main, name))
@@ -91,6 +130,12 @@ def _around_coroutine(main: Callable[P, Awaitable[R]], options: dict[str, Any]) 
             return await main(*args, **kwargs)
 
     return restartable_main
+
+
+def _makes_coroutines(main: object) -> bool:
+    """Whether it is a coroutine function, or a partial, a staticmethod or an object around one."""
+    inner = (main, getattr(main, "func", None), getattr(main, "__func__", None), vars(type(main)).get("__call__"))
+    return any(getattr(getattr(each, "__code__", None), "co_flags", 0) & _CO_COROUTINE for each in inner)
 
 
 def _check_callable(main: object) -> None:

@@ -137,7 +137,7 @@ class handling:
         if self._sleeper is None:
             return
         self._sleeper.owner = get_ident()
-        mine = self._sleeper.write_end()
+        mine = self._sleeper.wakeup_fd()
         before = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
         if before == -1:
             self._wakeup_fd = mine

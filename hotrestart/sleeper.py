@@ -8,8 +8,9 @@ What is less obvious:
   a closed number is soon somebody else's file.
 * A forked child shares the pipe with its parent, and a signal to the child would wake the parent: the child gets new
   pipes under the old numbers.
-* The C part of a signal handler may write signal numbers into the pipe (`signal.set_wakeup_fd`). They only make `poll`
-  return, so that Python runs the handler; the sleep goes on unless the handler called `wake`, which writes a zero.
+* A signal that the kernel hands to another thread does not end the main thread's `poll`, and its Python handler waits.
+  So the C part of the handler writes a byte (`signal.set_wakeup_fd`), into a pipe of its own: it only makes `poll`
+  return, so that Python runs the handler; the sleep goes on unless the handler calls `wake`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sleeper"]
 
-_WAKE = b"\0"  # no signal has the number 0
+_WAKE = b"w"
 _LONGEST_POLL = 2**31 - 1  # milliseconds: poll(2) takes an int
 _NEVER = float("inf")
 
@@ -58,6 +59,7 @@ class Sleeper:
         self._for_good = False
         self._pipes: list[_Pipe] = []
         self._pipes.append(_Pipe())
+        self._nudges: _Pipe | None = None
         _remember(self)
 
     def fileno(self) -> int:
@@ -69,10 +71,13 @@ class Sleeper:
         self._check_open()
         return self._pipes[0].read_end
 
-    def write_end(self) -> int:
-        """The other end of `fileno()`'s pipe, for `signal.set_wakeup_fd`: bytes other than zero are no `wake`."""
+    def wakeup_fd(self) -> int:
+        """A descriptor for `signal.set_wakeup_fd`: what is written there lets the thread that made the sleeper run its
+        signal handlers. It is no `wake`, and `fileno()` does not become readable."""
         self._check_open()
-        return self._pipes[0].write_end
+        if self._nudges is None:
+            self._nudges = _Pipe()
+        return self._nudges.write_end
 
     def wake(self, *, for_good: bool = False) -> None:
         """End every sleep that is under way; if there is none, the next one ends at once.
@@ -103,6 +108,9 @@ class Sleeper:
     def close(self) -> None:
         """Give the descriptors back. No thread may be sleeping; `wake` does nothing afterwards."""
         pipes, self._pipes = self._pipes, []
+        if self._nudges is not None:
+            pipes.append(self._nudges)
+            self._nudges = None
         for pipe in pipes:
             pipe.close()
 
@@ -136,17 +144,25 @@ class Sleeper:
 
         poll = select.poll()
         poll.register(pipe.read_end, select.POLLIN)
+        nudges = self._nudges if pipe is self._pipes[0] else None
+        if nudges is not None:
+            poll.register(nudges.read_end, select.POLLIN)
         for number in numbers:
             poll.register(number, select.POLLIN)
         while True:
             ready: set[int] = set()
             for number, event in poll.poll(_milliseconds(deadline)):
-                if number != pipe.read_end:
+                if number == pipe.read_end:
+                    if self._has_been_woken(pipe):
+                        return True, []
+                elif nudges is not None and number == nudges.read_end:
+                    nudges.read()  # and the interpreter runs the handler
+                else:
                     ready.add(number)
-                elif self._has_been_woken(pipe):
-                    return True, []
                 if event & select.POLLNVAL:
                     raise OSError(9, f"wait(): descriptor {number} is not open")  # 9: EBADF everywhere
+            if self._woken:
+                continue  # by a handler that has just run: poll again, and it is seen
             if ready:
                 return False, [file for file, number in zip(files, numbers, strict=True) if number in ready]
             if monotonic() >= deadline:
@@ -157,7 +173,7 @@ class Sleeper:
         if self._woken or self._for_good:
             self._woken = False
             return True
-        return _WAKE in pipe.read()  # another thread was woken by the same call, or it was a signal's number
+        return bool(pipe.read())  # another thread was woken by the same call; or it was cleared away in between
 
     def _check_open(self) -> None:
         if not self._pipes:
@@ -190,7 +206,9 @@ class Sleeper:
         for pipe in self._pipes:
             pipe.renew()
             if self._for_good:
-                pipe.write(_WAKE)
+                os.write(pipe.write_end, _WAKE)
+        if self._nudges is not None:
+            self._nudges.renew()
 
 
 class _Pipe:
@@ -201,12 +219,6 @@ class _Pipe:
     def __init__(self) -> None:
         self.busy = allocate_lock()
         self.read_end, self.write_end = _open_pipe()
-
-    def write(self, data: bytes) -> None:
-        try:
-            os.write(self.write_end, data)
-        except OSError:
-            pass  # full: the reader has a reason to wake already; closed: there is no reader
 
     def read(self) -> bytes:
         """All that is in the pipe; at most 64 KiB a call, the size of a pipe."""
@@ -237,6 +249,10 @@ def _open_pipe() -> tuple[int, int]:
 
         raise HotRestartError("a Sleeper needs a POSIX system: pipes cannot be polled here")
     ends = os.pipe()
+    if min(ends) < 3:  # of a program without standard streams, which may close their numbers later
+        from .fds import above_stdio
+
+        ends = (above_stdio(ends[0]), above_stdio(ends[1]))
     for end in ends:
         os.set_blocking(end, False)
     return ends

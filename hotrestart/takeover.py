@@ -51,7 +51,7 @@ def take_over() -> None:
     command.first.ignored = document["ignored"]
     command.first.fds = {int(fd): (device, inode) for fd, (device, inode) in document["fds"].items()}
     preflight = document["role"] == "preflight"
-    if document["listeners"]:
+    if document["listeners"] or preflight:
         from . import listeners
 
         listeners.adopt(document["listeners"], shared=preflight)
@@ -69,8 +69,13 @@ def arrive() -> None:
     """
     if report_fd == -1:
         return
-    from . import bytecode
+    import threading
 
+    from . import bytecode
+    from .errors import WrongThreadError
+
+    if threading.current_thread() is not threading.main_thread():
+        raise WrongThreadError("signals can be handled in the main thread only: call main() there")
     os.write(report_fd, STALE if bytecode.drop_stale(command.first.since) else LOADED)
     os._exit(0)
 

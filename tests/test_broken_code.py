@@ -245,7 +245,6 @@ def test_new_code_that_hangs_and_cannot_be_asked_to_end_is_killed(program: Progr
     old.restart()
 
 
-@pytest.mark.xfail(strict=True, reason="reported: the reason is the last line of a message of many lines")
 @pytest.mark.parametrize("message", ["no configuration:\\n  - port\\n  - host", "first\\nsecond"])
 def test_the_reason_names_the_exception_whatever_its_message(program: Program, message: str) -> None:
     old = Counting(program)
@@ -396,7 +395,6 @@ def test_a_preflight_that_passes_runs_no_exit_handler(program: Program, order: s
     assert not precious.exists()  # it would have been deleted
 
 
-@pytest.mark.xfail(strict=True, reason="reported: poll() spins on the end of the output's pipe")
 def test_waiting_for_new_code_that_has_closed_its_output_costs_nothing(program: Program) -> None:
     """New code that sends its standard streams to a log file of its own at import."""
     program.deploy(worker("idle"))
@@ -449,7 +447,6 @@ def test_good_code_that_overtakes_broken_code_in_its_preflight_is_taken(program:
     assert program.stop() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="reported: the third preflight in a row is believed, though it is overtaken")
 def test_broken_code_is_refused_however_many_hups_there_were(program: Program) -> None:
     old = Counting(program)
     gate = "'gate%d' % len(open(_os.environ['REPORT']).readlines())"  # a gate of its own for each load
@@ -466,7 +463,6 @@ def test_broken_code_is_refused_however_many_hups_there_were(program: Program) -
     old.restart()
 
 
-@pytest.mark.xfail(strict=True, reason="reported: a preflight is told to end before main()'s own checks are made")
 def test_new_code_that_calls_main_in_a_thread_is_refused(program: Program) -> None:
     old = Counting(program)
     program.deploy(

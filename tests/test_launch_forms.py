@@ -364,10 +364,7 @@ def test_a_program_may_do_what_it_likes_with_sys_argv(program: Program, edit: st
     assert program.stop() == 0
 
 
-VANISHES = pytest.mark.xfail(strict=True, reason="reported: only `-` and no name count as standard input")
-
-
-@pytest.mark.parametrize("preflight", [True, pytest.param(False, marks=VANISHES)])
+@pytest.mark.parametrize("preflight", [True, False])
 def test_a_script_read_from_a_pipe_by_name_does_not_vanish(program: Program, preflight: bool) -> None:
     """`cat app.py | python /dev/stdin`: refused at once, or at the restart while the old code goes on."""
     program.deploy(worker(1, f"(preflight={preflight})"))

@@ -224,7 +224,7 @@ def test_the_wakeup_fd_is_the_sleeper_s_inside_the_block_only(sleeper: Sleeper) 
     with handling(sleeper):
         present = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(present, warn_on_full_buffer=False)
-        assert present == sleeper.write_end()
+        assert present == sleeper.wakeup_fd()
     assert signal.set_wakeup_fd(-1) == -1
 
 

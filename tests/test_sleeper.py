@@ -153,7 +153,7 @@ def test_the_descriptor_is_readable_until_the_next_sleep(sleeper: Sleeper) -> No
 
 
 def test_the_descriptors_are_non_blocking_and_close_on_exec(sleeper: Sleeper) -> None:
-    for fd in (sleeper.fileno(), sleeper.write_end()):
+    for fd in (sleeper.fileno(), sleeper.wakeup_fd()):
         assert not os.get_blocking(fd)
         assert not os.get_inheritable(fd)
 
@@ -327,7 +327,7 @@ def test_h20_a_signal_handler_wakes_20_000_times_without_an_error(sleeper: Sleep
 def test_a_signal_without_a_wake_does_not_end_the_sleep(sleeper: Sleeper) -> None:
     handled = threading.Event()
     before = signal.signal(signal.SIGUSR1, lambda *_: handled.set())
-    wakeup_before = signal.set_wakeup_fd(sleeper.write_end(), warn_on_full_buffer=False)
+    wakeup_before = signal.set_wakeup_fd(sleeper.wakeup_fd(), warn_on_full_buffer=False)
     try:
 
         def disturb() -> None:
@@ -428,12 +428,12 @@ def test_a_forked_child_is_woken_for_good_like_its_parent(sleeper: Sleeper) -> N
 
 
 def test_a_forked_childs_sleeper_has_the_same_numbers_and_none_more(sleeper: Sleeper) -> None:
+    numbers = (sleeper.fileno(), sleeper.wakeup_fd())
     before = set(os.listdir("/proc/self/fd"))
-    numbers = (sleeper.fileno(), sleeper.write_end())
 
     def child() -> None:
         assert set(os.listdir("/proc/self/fd")) == before
-        assert (sleeper.fileno(), sleeper.write_end()) == numbers
+        assert (sleeper.fileno(), sleeper.wakeup_fd()) == numbers
         assert not os.get_inheritable(numbers[0])
         assert not os.get_inheritable(numbers[1])
 
@@ -477,7 +477,7 @@ def test_a_closed_sleeper_says_so_and_a_late_wake_is_harmless(pipe: tuple[int, i
         sleeper.wake()
         sleeper.wake(for_good=True)
         assert not is_readable(again[0])
-        for use in (sleeper.fileno, sleeper.write_end, sleeper.sleep, sleeper.wait):
+        for use in (sleeper.fileno, sleeper.wakeup_fd, sleeper.sleep, sleeper.wait):
             with pytest.raises(HotRestartError, match="closed"):
                 use()
     finally:

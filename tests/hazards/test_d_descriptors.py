@@ -187,9 +187,6 @@ def test_h34_a_listener_that_gets_a_standard_streams_number_survives(program: Pr
     assert program.stop() == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="reported: a preflight whose report pipe has the number 1 or 2 reports to its output"
-)
 @pytest.mark.parametrize("free", [(0, 1), (1, 2), (0, 1, 2)], ids=repr)
 def test_h34_a_preflight_works_though_its_pipes_get_the_numbers_of_standard_streams(
     program: Program, free: tuple[int, ...]
@@ -201,7 +198,8 @@ logging.basicConfig(filename="log.txt")
 def main():
     with hotrestart.worker_loop() as loop:
         for fd in {free}:  # as many a daemonize() does
-            os.close(fd)
+            try: os.close(fd)
+            except OSError: pass
         report(ready=hotrestart.state.generation)
         loop.sleep(None)
 main()
