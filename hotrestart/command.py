@@ -34,10 +34,11 @@ class Command:
     `argv`: the arguments, interpreter first. `executable`: the interpreter. `cwd`: the logical directory, or None if
     it could not be told. `env`: the environment. `blocked` and `ignored`: signal numbers. `fds`: the descriptors above
     2 that were meant to be inherited, as `{number: (device, inode)}`. `since`: the wall clock's time at which none of
-    the program's files had been read yet. `script`: `sys.argv[0]` as it was. `pid`: the process that the program is.
+    the program's files had been read yet. `helpers`: pids of children that only a former generation knew, and that will
+    end. `script`: `sys.argv[0]` as it was. `pid`: the process that the program is.
     """
 
-    __slots__ = ("argv", "blocked", "cwd", "env", "executable", "fds", "ignored", "pid", "script", "since")
+    __slots__ = ("argv", "blocked", "cwd", "env", "executable", "fds", "helpers", "ignored", "pid", "script", "since")
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -49,6 +50,7 @@ class Command:
         self.since = time() - 2.0  # hotrestart may not be the first import
         self.blocked: list[int] = []
         self.ignored: list[int] = []
+        self.helpers: list[int] = []
         self.fds: dict[int, tuple[int, int]] = {}
         if VARIABLE not in os.environ:
             self.note_what_was_given()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["STATUS_UNKNOWN", "Child", "spawn"]
+__all__ = ["STATUS_UNKNOWN", "Child", "helpers_of_multiprocessing", "reap", "spawn"]
 
 STATUS_UNKNOWN = -1000
 
@@ -174,6 +174,26 @@ def _watched(pid: int, alive: int | None, own_group: bool) -> Child:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
+
+
+def helpers_of_multiprocessing() -> list[int]:
+    """The pids of the processes that multiprocessing keeps for this one, and that end when this one execs."""
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    server = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    pids = (getattr(tracker, "_pid", None), getattr(server, "_forkserver_pid", None))
+    return [pid for pid in pids if isinstance(pid, int)]
+
+
+def reap(pids: Iterable[int]) -> list[int]:
+    """Reap those of these children that have ended; the others are returned. Never blocks."""
+    left: list[int] = []
+    for pid in pids:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                left.append(pid)
+        except ChildProcessError:
+            continue  # somebody else has reaped it
+    return left
 
 
 def _has_pidfd() -> bool:

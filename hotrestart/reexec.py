@@ -14,7 +14,7 @@ import atexit
 import os
 import sys
 
-from . import bytecode, command, fds, inheritance, log, signals, state
+from . import bytecode, command, fds, inheritance, log, processes, signals, state
 from .errors import StopAskedError
 
 TYPE_CHECKING = False
@@ -158,6 +158,7 @@ def legacy() -> tuple[dict[str, Any], set[int]]:
         "ignored": command.first.ignored,
         "held": [int(n) for n in signals.RESTART if n not in command.first.blocked],
         "since": command.first.since,
+        "helpers": [*processes.reap(command.first.helpers), *processes.helpers_of_multiprocessing()],
         "report": -1,
     }
     return document, keep

@@ -35,6 +35,7 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
     "ignored": list,
     "held": list,
     "since": (int, float),
+    "helpers": list,
     "report": int,
 }
 
@@ -49,6 +50,7 @@ def take_over() -> None:
     command.first.since = document["since"]
     command.first.blocked = document["blocked"]
     command.first.ignored = document["ignored"]
+    command.first.helpers = document["helpers"]
     command.first.fds = {int(fd): (device, inode) for fd, (device, inode) in document["fds"].items()}
     preflight = document["role"] == "preflight"
     if document["listeners"] or preflight:
@@ -107,6 +109,8 @@ def _check(document: dict[str, Any]) -> None:
     for fd, (device, inode) in document["fds"].items():
         if not _are_numbers(int(fd), device, inode):
             raise ValueError("a given descriptor is no number")
+    if not _are_numbers(*document["helpers"], highest=2**31 - 1):
+        raise ValueError("a child is no number")
     if not _are_numbers(*document["blocked"], *document["ignored"], *document["held"], highest=64):
         raise ValueError("a signal is no number")
 

@@ -370,7 +370,7 @@ def test_a_preflight_that_breaks_runs_no_exit_handler(program: Program, order: s
     old.assert_untouched(1)
 
 
-@pytest.mark.xfail(strict=True, reason="reported: what breaks before hotrestart is imported runs its exit handlers")
+@pytest.mark.xfail(strict=True, reason="a limit: what breaks before hotrestart is imported runs its exit handlers")
 def test_a_preflight_that_breaks_before_the_import_of_hotrestart_runs_no_exit_handler(program: Program) -> None:
     old = Counting(program)
     precious = program.folder / "precious"

@@ -393,9 +393,6 @@ def refused(program: Program) -> bool:
 # --- the interpreter's checks
 
 
-@pytest.mark.xfail(
-    sys.version_info < (3, 11), strict=True, reason="reported: a thread is started while the interpreter ends"
-)
 def test_a_stop_under_dev_mode_ends_well(program: Program) -> None:
     program.deploy(worker(1))
     for attempt in range(1, 21):

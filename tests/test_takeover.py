@@ -58,7 +58,8 @@ def sound(**changes: Any) -> dict[str, Any]:
         "blocked": [int(signal.SIGUSR2)],
         "ignored": [int(signal.SIGUSR1)],
         "held": [int(signal.SIGHUP)],
-        "since": 12.5,
+        "since": 4e9,
+        "helpers": [],
         "report": -1,
         **changes,
     }
@@ -86,7 +87,7 @@ def test_a_sound_document_is_taken_over_as_a_whole() -> None:
     assert inheritance.inherited("jobs") == [1, 2]
     assert command.first.fds == {3: (4, 5)}
     assert (command.first.blocked, command.first.ignored) == ([signal.SIGUSR2], [signal.SIGUSR1])
-    assert command.first.since == 12.5
+    assert command.first.since == 4e9
     assert signals._held is not None
 
 
