@@ -79,15 +79,15 @@ class _Run:
         self.error = ""
         self.report = self.output = b""
         self.hung = self._output_has_ended = False
-        self._report_fd, report_end = map(fds.above_stdio, os.pipe())
-        self._output_fd, output_end = map(fds.above_stdio, os.pipe())
-        os.set_blocking(self._output_fd, False)
-        os.set_blocking(self._report_fd, False)
-        null = fds.above_stdio(os.open(os.devnull, os.O_RDONLY))
-        memory, value = inheritance.write(
-            {**document, "role": "preflight", "parent": os.getpid(), "report": report_end}
-        )
+        self._ours: list[int] = []
+        theirs: list[int] = []
         try:
+            self._report_fd, report_end = _pipe(self._ours, theirs)
+            self._output_fd, output_end = _pipe(self._ours, theirs)
+            theirs.append(null := fds.above_stdio(os.open(os.devnull, os.O_RDONLY)))
+            role = {"role": "preflight", "parent": os.getpid(), "report": report_end}
+            memory, value = inheritance.write({**document, **role})
+            theirs.append(memory)
             self.child = processes.spawn(
                 command.first.argv,
                 env={**command.first.env, command.VARIABLE: value},
@@ -101,7 +101,7 @@ class _Run:
             self.error = f"{command.first.executable} cannot be started: {error.strerror or error}"
             self.close()
         finally:
-            for fd in (report_end, output_end, null, memory):
+            for fd in theirs:
                 os.close(fd)
 
     def watch(self, deadline: float, sleeper: Sleeper, cancelled: Callable[[], bool]) -> None:
@@ -130,8 +130,8 @@ class _Run:
     def close(self) -> None:
         if self.child is not None:
             self.child.kill()
-        os.close(self._report_fd)
-        os.close(self._output_fd)
+        for fd in self._ours:
+            os.close(fd)
 
     def verdict(self, timeout: float) -> Verdict:
         assert self.child is not None
@@ -159,6 +159,15 @@ def _what_was_raised(lines: list[str]) -> str | None:
         if line and not line[0].isspace():
             return line
     return None
+
+
+def _pipe(ours: list[int], theirs: list[int]) -> tuple[int, int]:
+    """A pipe from the child to us; our end does not block."""
+    read_end, write_end = os.pipe()
+    ours.append(read_end := fds.above_stdio(read_end))
+    theirs.append(write_end := fds.above_stdio(write_end))
+    os.set_blocking(read_end, False)
+    return read_end, write_end
 
 
 def _read_now(fd: int) -> tuple[bytes, bool]:

@@ -487,3 +487,54 @@ def test_a_stop_during_a_preflight_stops_at_once_and_leaves_nothing(program: Pro
     assert program.wait_exit() == 0
     assert not alive(pid)
     assert program.reports()[-1] == {"ended": "stop"}
+
+
+# --- nothing to be had
+
+
+def test_with_no_descriptor_left_the_old_goes_on_and_leaks_nothing(program: Program) -> None:
+    program.deploy("""
+import os, resource
+import hotrestart
+
+@hotrestart.restartable
+def main():
+    with hotrestart.worker_loop() as loop:
+        loop.sleep(0)
+        report(ready=hotrestart.state.generation)
+        taken = []
+        while loop.running:
+            loop.sleep(0.01)
+            if os.path.exists("take") and not taken:
+                highest = max(map(int, os.listdir("/proc/self/fd")))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+                leave = int(open("take").read())
+                while True:
+                    try:
+                        taken.append(os.dup(2))
+                    except OSError:
+                        break
+                for _ in range(leave):
+                    os.close(taken.pop())
+                report(left=leave, open=len(os.listdir(f"/proc/{os.getpid()}/fd")) if leave else None)
+            if taken and not os.path.exists("take"):
+                while taken:
+                    os.close(taken.pop())
+                report(given_back=len(os.listdir("/proc/self/fd")))
+
+main()
+""")
+    program.start()
+    program.wait_report(ready=1)
+    before = len(program.fds())
+    for count, leave in enumerate((1, 2, 3, 4, 5, 6), 1):
+        (program.folder / "take").write_text(str(leave))
+        program.wait_report(left=leave)
+        program.hup()
+        program.wait_log("restart refused", count=count)
+        (program.folder / "take").unlink()
+        program.wait_until(lambda n=count: len([e for e in program.reports() if "given_back" in e]) == n, "given back")
+        assert len(program.fds()) == before
+    program.hup()
+    program.wait_report(ready=2)
+    assert program.stop() == 0
