@@ -93,12 +93,14 @@ def _drop_in(source_folder: str, cache_folder: str, since: float) -> int:
     except OSError:
         return 0
     for name in names:
-        module, marked, _ = name.partition(mark)
+        if mark not in name:
+            continue
         try:
-            source = os.stat(os.path.join(source_folder, f"{module}.py")) if marked else None
+            source = os.stat(f"{source_folder}/{name[: name.index(mark)]}.py")
+            if source.st_ctime <= since:
+                continue
             cached = os.path.join(cache_folder, name)
-            # "not older" will not do: both may have been written in one tick of the clock
-            if source and source.st_ctime > since and source.st_ctime_ns >= os.stat(cached).st_mtime_ns:
+            if source.st_ctime_ns >= os.stat(cached).st_mtime_ns:  # as late will do: a clock has ticks
                 os.unlink(cached)
                 dropped += 1
         except OSError:

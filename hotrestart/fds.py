@@ -14,8 +14,6 @@ import os
 import sys
 from time import perf_counter
 
-from .errors import DescriptorError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -140,6 +138,8 @@ def recv_fds(sock: socket, max_fds: int = 1024, max_data: int = 65536) -> tuple[
     """
     import struct
 
+    from .errors import DescriptorError
+
     received: list[int] = []
     try:
         header = _receive_exactly(sock, 8, received)
@@ -178,6 +178,8 @@ def _receive_exactly(sock: socket, size: int, received: list[int]) -> bytes:
         if not cloexec:  # macOS: not atomic there
             set_inheritable_all(received, False)
         if flags & socket.MSG_CTRUNC:
+            from .errors import DescriptorError
+
             raise DescriptorError("the kernel dropped descriptors: is the limit on open files reached?")
         if not chunk:
             break

@@ -26,10 +26,10 @@ __all__ = ["watch"]
 _LAST_CALL = 3.0  # seconds for exit handlers once grace is over
 
 
-def watch(program: InPlace, seconds: float) -> None:
-    """Wait for as long as the ending may take, and then end the process. Runs in a thread of its own."""
+def watch(program: InPlace, seconds: float, grace: float) -> None:
+    """Wait for the `seconds` that are left of `grace`, and then end the process. Runs in a thread of its own."""
     sleep(seconds)
-    log.last_words(f"grace of {seconds:g} s is over, and {_who_is_late(program)} has not ended")
+    log.last_words(f"grace of {grace:g} s is over, and {_who_is_late(program)} has not ended")
     program.is_overdue = True
     if state.reason == "restart":
         for number in program.signals_in_use()[:1]:

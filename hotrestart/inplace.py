@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock, get_ident, start_new_thread
-from time import time
+from time import sleep, time
 
 from . import command, signals, state
 from .sleeper import Sleeper
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["InPlace", "current", "on_stop", "ready", "request_restart", "request_stop"]
 
 _ENOUGH_PREFLIGHTS = 3  # in a row, when requests come faster than the code loads and nothing has changed meanwhile
+
+_QUIET = 0.5  # seconds: most programs have ended by then, and need not share the interpreter with an import
 
 _callbacks: list[Callable[[], object]] = []
 
@@ -216,9 +218,10 @@ class InPlace:
                 _start_and_see_it_run(_call_all, list(_callbacks))
         finally:
             self._drain_runs.release()
+        sleep(first := min(self._grace, _QUIET))
         from . import grace
 
-        grace.watch(self, self._grace)
+        grace.watch(self, self._grace - first, self._grace)
 
     def _abandon_preflight(self) -> None:
         """Do not leave a preflight behind. It notices within milliseconds."""

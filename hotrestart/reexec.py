@@ -14,8 +14,7 @@ import atexit
 import os
 import sys
 
-from . import bytecode, command, fds, inheritance, log, processes, signals, state
-from .errors import StopAskedError
+from . import bytecode, command, fds, inheritance, signals, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,9 +87,12 @@ def exec_or_exit(*, flush: bool = True) -> NoReturn:
         if flush:
             flush_streams()
         exec_unflushed()
-    except StopAskedError:
-        os._exit(0)  # back into the handlers' loop is no way to go: 3.14 would run them all again
     except BaseException as error:  # raised on, it would be printed and forgotten: exit status 0, and no service
+        from . import log
+        from .errors import StopAskedError
+
+        if isinstance(error, StopAskedError):
+            os._exit(0)  # back into the handlers' loop is no way to go: 3.14 would run them all again
         log.last_words(f"cannot start {command.first.argv[0]} again: {error!r}")
         os._exit(EX_OSERR)
 
@@ -123,6 +125,8 @@ def exec_unflushed() -> NoReturn:
         mask = signals.block(signals.RESTART)
         undo.append(lambda: signals.restore_mask(mask))
         if state.reason == "stop":  # TERM is fatal from here on, so this is the last one that has to be looked for
+            from .errors import StopAskedError
+
             raise StopAskedError("the restart is off: a stop has been asked for")
         signals.restore_mask({*command.first.blocked, *document["held"]})
         keep.add(memory)
@@ -158,10 +162,19 @@ def legacy() -> tuple[dict[str, Any], set[int]]:
         "ignored": command.first.ignored,
         "held": [int(n) for n in signals.RESTART if n not in command.first.blocked],
         "since": command.first.since,
-        "helpers": [*processes.reap(command.first.helpers), *processes.helpers_of_multiprocessing()],
+        "helpers": _children_that_will_end(),
         "report": -1,
     }
     return document, keep
+
+
+def _children_that_will_end() -> list[int]:
+    """Whom nobody but a later generation can reap; those of former generations are reaped now."""
+    if not command.first.helpers and "multiprocessing" not in sys.modules:
+        return []
+    from . import processes
+
+    return [*processes.reap(command.first.helpers), *processes.helpers_of_multiprocessing()]
 
 
 def _exec(env: dict[str, str]) -> NoReturn:
@@ -173,6 +186,8 @@ def _exec(env: dict[str, str]) -> NoReturn:
         # old interpreter than none.
         if not os.path.exists("/proc/self/exe"):
             raise
+        from . import log
+
         log.last_words(f"{first.executable} is gone: starting again with the interpreter that runs now")
         os.execve("/proc/self/exe", first.argv, env)
 
@@ -195,6 +210,8 @@ def _run_the_other_exit_handlers() -> None:
             done = range(len(kept) - 1 - kept[::-1].index(id(last_act)), len(kept))
         atexit.unregister(_Registered(done))
     except Exception as error:  # a handler that cannot be compared; the few that were registered last may run twice
+        from . import log
+
         log.last_words(f"exit handlers cannot be told apart: {error!r}")
     atexit._run_exitfuncs()
 

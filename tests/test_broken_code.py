@@ -507,7 +507,7 @@ def main():
             loop.sleep(0.01)
             if os.path.exists("take") and not taken:
                 highest = max(map(int, os.listdir("/proc/self/fd")))
-                resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 40, 4096))
                 leave = int(open("take").read())
                 while True:
                     try:
