@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT", "bequeath", "inherited", "read", "write"]
 
 FORMAT = 1
-"""The version of the document; another version's document is ignored."""
+"""The version of the document. Another version's is not understood, but `pid`, `parent`, `role` and `format` stay."""
 
 _LARGEST = 1 << 30  # bytes; a document is a few hundred, plus what the program bequeaths
 
@@ -125,7 +125,8 @@ def write(document: dict[str, Any]) -> tuple[int, str]:
 def read(environ: MutableMapping[str, str] = os.environ) -> dict[str, Any] | None:
     """The document meant for this process, or None: there is none, or it is not to be trusted (one warning says why).
 
-    The variable is removed and the file is closed. Descriptors that the document names are checked by who uses them.
+    The variable is removed and the file is closed. Whoever uses the document looks at its `format`, and checks the
+    descriptors that it names.
     """
     value = environ.pop(command.VARIABLE, None)
     if value is None:
@@ -148,8 +149,8 @@ def _read(value: str) -> dict[str, Any]:
     if status.st_ino != int(inode) or status.st_nlink or not 0 < status.st_size <= _LARGEST:
         raise ValueError("the descriptor is another file by now")
     document: dict[str, Any] | None = cjson.loads(_read_all(fd, status.st_size).decode())
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ValueError("the document is of another version of hotrestart")
+    if not isinstance(document, dict):
+        raise ValueError("it is not written by hotrestart")
     if document.get("pid") != os.getpid() and document.get("parent") != os.getppid():
         raise ValueError("it is meant for another process")
     os.close(fd)

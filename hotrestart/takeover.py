@@ -43,8 +43,14 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
 def take_over() -> None:
     """Read the inheritance, if there is one that is meant for this process, and put each part where it belongs."""
     document = inheritance.read()
-    if document is None or not _is_sound(document):
+    if document is None:
         command.first.note_what_was_given()
+        return
+    if not _is_sound(document):
+        if document.get("role") == "preflight":
+            _end()  # anything but run main() beside the old generation
+        command.first.note_what_was_given()
+        signals.hold(signals.RESTART)
         return
     state.generation = document["generation"]
     command.first.since = document["since"]
@@ -85,15 +91,17 @@ def arrive() -> None:
 def _is_sound(document: dict[str, Any]) -> bool:
     try:
         _check(document)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         from . import log
 
-        log.warning(f"the inheritance is ignored, it is garbled: {error!r}")
+        log.warning(f"what the generation before has left is ignored: {error}")
         return False
     return True
 
 
 def _check(document: dict[str, Any]) -> None:
+    if document.get("format") != inheritance.FORMAT:
+        raise ValueError(f"it is of another version of hotrestart, whose format is {document.get('format')!r}")
     for key, kind in _SHAPE.items():
         if not isinstance(document[key], kind) or isinstance(document[key], bool):
             raise ValueError(f"{key} is {document[key]!r}")

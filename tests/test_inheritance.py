@@ -215,9 +215,6 @@ def test_texts_that_are_hard_on_a_parser_are_ignored(text: bytes, caplog: pytest
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": inheritance.FORMAT + 1},
-        {"format": None},
-        {"format": str(inheritance.FORMAT)},
         {"pid": 1},
         {"pid": None},
         {"pid": "me"},

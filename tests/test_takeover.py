@@ -78,7 +78,7 @@ def take_over(document: dict[str, Any]) -> None:
 
 
 def nothing_was_taken() -> bool:
-    return state.generation == 1 and inheritance.inherited("jobs") is None and signals._held is None
+    return state.generation == 1 and inheritance.inherited("jobs") is None
 
 
 def test_a_sound_document_is_taken_over_as_a_whole() -> None:
@@ -317,6 +317,21 @@ def test_at_the_door_a_generation_just_goes_on() -> None:
 def test_at_the_door_a_preflight_says_that_it_has_loaded_and_ends() -> None:
     done = Import().run(ARRIVE + "takeover.arrive(); print('main')", role="preflight")
     assert (done.returncode, done.output, done.reported) == (0, "", takeover.LOADED)
+
+
+@pytest.mark.parametrize("change", [{"format": 99}, {"format": None}, {"since": "now"}])
+def test_a_preflight_that_does_not_understand_the_old_generation_never_comes_to_main(change: dict[str, Any]) -> None:
+    done = Import().run(ARRIVE + "print('main')", role="preflight", **change)
+    assert done.returncode == 1
+    assert "what the generation before has left is ignored" in done.output
+    assert "main" not in done.output
+    assert done.reported == b""
+
+
+def test_a_generation_that_does_not_understand_the_one_before_is_not_deaf() -> None:
+    code = "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])\n" + ARRIVE
+    done = Import().run(code + "print(signal.pthread_sigmask(signal.SIG_BLOCK, []))", format=99)
+    assert done.output.endswith("set()\n")
 
 
 def test_a_preflight_runs_nobody_s_exit_handlers() -> None:
