@@ -209,6 +209,7 @@ class InPlace:
             except RuntimeError as error:
                 from . import log
 
+                self._drain_runs.release()
                 log.last_words(f"grace is not watched, on_stop callbacks are not called: {error}")
 
     def _drain(self) -> None:
