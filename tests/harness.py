@@ -33,6 +33,7 @@ def clean_environment(**more: str) -> dict[str, str]:
         "PYTHONUNBUFFERED",
         "PYTHONDONTWRITEBYTECODE",
         "HOTRESTART",
+        "HOTRESTART_CI",
         "LISTEN_FDS",
         "LISTEN_PID",
         "NOTIFY_SOCKET",
