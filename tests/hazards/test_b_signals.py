@@ -35,7 +35,7 @@ def test_h12_a_hup_in_the_boot_window_is_kept(program: Program, preflight: bool)
         program.deploy(version(number))
         program.hup()
         program.wait_report(version=number)
-    assert program.stop() == 0
+    assert program.stop() in (0, -signal.SIGTERM)  # the last HUP may have it booting once more
 
 
 def test_h12_a_hup_before_the_program_listens_is_remembered(program: Program) -> None:
