@@ -470,6 +470,7 @@ def told_by_descriptor_and_flag(loop, asked, worker_loop):
 @hotrestart.restartable
 async def main():
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    loop.slow_callback_duration = 3600  # dev mode logs callbacks of 0.1 s: a busy machine has them
     signal.signal(signal.SIGUSR1, lambda *_: report(usr1=True))
     with hotrestart.worker_loop() as worker_loop:
         {told}(loop, asked, worker_loop)
