@@ -36,6 +36,8 @@ class Address:
             return cls("unix", rest)
         if kind in ("udp", "tcp") and ":" in rest:
             return cls._checked(kind, *_split_host(rest), address)
+        if not colon:
+            raise AddressError(f"listen({address!r}): the host is missing; ':{address}' for all of this machine's")
         return cls._checked("tcp", *_split_host(address), address)
 
     @classmethod

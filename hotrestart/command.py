@@ -29,7 +29,7 @@ IGNORED_BY_CPYTHON = {getattr(signal, name, None) for name in ("SIGPIPE", "SIGXF
 
 
 class Command:
-    """What the first generation was given by whoever started it. Read it from any thread; it does not change.
+    """What the first generation was given by whoever started it. Read it from any thread; it is for reading.
 
     `argv`: the arguments, interpreter first. `executable`: the interpreter. `cwd`: the logical directory, or None if
     it could not be told. `env`: the environment. `blocked` and `ignored`: signal numbers. `fds`: the descriptors above

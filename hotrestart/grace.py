@@ -29,10 +29,13 @@ _LAST_CALL = 3.0  # seconds for exit handlers once grace is over
 def watch(program: InPlace, seconds: float, grace: float) -> None:
     """Wait for the `seconds` that are left of `grace`, and then end the process. Runs in a thread of its own."""
     sleep(seconds)
-    log.last_words(f"grace of {grace:g} s is over, and {_who_is_late(program)} has not ended")
+    if not state.should_stop:
+        return  # state.reset(): the host goes on
+    what = "restarting all the same" if state.reason == "restart" else "ending all the same"
+    log.last_words(f"grace of {grace:g} s is over, and {_who_is_late(program)} has not ended: {what}")
     program.is_overdue = True
     if state.reason == "restart":
-        for number in program.signals_in_use()[:1]:
+        for number in program.restart_signals()[:1]:
             signal.pthread_kill(program.main_thread, number)  # whose handler gives the last call
             sleep(_LAST_CALL)
     if state.reason == "restart":

@@ -39,8 +39,9 @@ def bequeath(name: str, value: Any) -> None:
     """Leave `value` to the next generation, which asks for it with `inherited(name)`.
 
     `value` is either plain data (what JSON can say; it is copied now) or anything with `fileno()`, such as a socket
-    or an open file: its descriptor is duplicated now, so closing yours does not matter. The last word for a name
-    counts; None takes it back. A stop hands nothing on. Raises OptionError for a value that cannot be handed on.
+    or an open file: its descriptor is duplicated now, so closing yours does not matter. It lasts for one restart. The
+    last word for a name counts; None takes it back. A stop hands nothing on. Raises OptionError for a value that cannot
+    be handed on; what was bequeathed before under the name stays then.
     Not for use in a signal handler; threads must not bequeath the same name at once.
     """
     from . import fds
@@ -48,22 +49,25 @@ def bequeath(name: str, value: Any) -> None:
 
     if not isinstance(name, str):
         raise OptionError(f"bequeath(): a name is a string, not {name!r}")
-    state.pop(name, None)
-    old = kept.pop(name, None)
-    if old is not None:
-        os.close(old)
-    if value is None:
-        return
-    if hasattr(value, "fileno"):
-        kept[name] = fds.above_stdio(os.dup(value.fileno()))
-        return
+    data, fd = None, -1
     try:
-        state[name] = cjson.loads(cjson.dumps(value))
-    except (TypeError, ValueError, RecursionError) as error:
+        if hasattr(value, "fileno"):
+            fd = fds.above_stdio(os.dup(value.fileno()))
+        else:
+            data = cjson.loads(cjson.dumps(value))
+    except (TypeError, ValueError, RecursionError, OSError) as error:
         raise OptionError(
             f"bequeath({name!r}): {error}; hand over plain data (strings, numbers, lists, dicts) "
             "or an open file or socket"
         ) from None
+    old = kept.pop(name, None)
+    state.pop(name, None)
+    if fd != -1:
+        kept[name] = fd
+    elif data is not None:
+        state[name] = data
+    if old is not None:
+        os.close(old)
 
 
 def inherited(name: str, default: Any = None) -> Any:
@@ -152,9 +156,21 @@ def _read(value: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("it is not written by hotrestart")
     if document.get("pid") != os.getpid() and document.get("parent") != os.getppid():
+        if document.get("role") == "preflight" and not _exists(document.get("parent")):
+            os._exit(1)  # the old generation has died: nobody wants to know, and main() must not run on its own
         raise ValueError("it is meant for another process")
     os.close(fd)
     return document
+
+
+def _exists(pid: Any) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, TypeError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _read_all(fd: int, size: int) -> bytes:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["InPlace", "current", "on_stop", "ready", "request_restart", "request_stop"]
 
 _ENOUGH_PREFLIGHTS = 3  # in a row, when requests come faster than the code loads and nothing has changed meanwhile
+_CLOCK_GRAIN = 1.0  # seconds: file times come from a coarser clock, perhaps another machine's
 
 _QUIET = 0.5  # seconds: most programs have ended by then, and need not share the interpreter with an import
 
@@ -89,7 +90,7 @@ class InPlace:
         if state.reason == "restart":
             from . import reexec
 
-            reexec.restart_at_exit()
+            reexec.arm()
             if error is not None and not (isinstance(error, SystemExit) and not error.code):
                 from . import log
 
@@ -108,9 +109,9 @@ class InPlace:
 
                 log.info(f"generation {state.generation} is ready")
 
-    def signals_in_use(self) -> list[int]:
-        """The signals that reach our handlers in the main thread."""
-        return self._handling.installed()
+    def restart_signals(self) -> list[int]:
+        """The signals whose handlers in the main thread ask for a restart."""
+        return [number for number in self._handling.installed() if number in signals.RESTART]
 
     def prepare_to_end(self) -> None:
         """Load what an ending needs, before the files on disk are another version's; called when there is time."""
@@ -167,16 +168,22 @@ class InPlace:
         in_a_row = 0
         while True:
             seen, in_a_row, began = self._asked, in_a_row + 1, time()
-            passed = self._check_new_code()
+            passed = self._check_new_code(seen, began)
             if self._is_ending():
                 return seen
-            if passed and (seen == self._asked or (in_a_row >= _ENOUGH_PREFLIGHTS and _code_is_older_than(began))):
+            if passed and (seen == self._asked or in_a_row >= _ENOUGH_PREFLIGHTS):
                 self._end("restart")
                 return seen
             if not passed and seen == self._asked:
                 return seen
 
-    def _check_new_code(self) -> bool:
+    def _is_overtaken(self, seen: int, began: float) -> bool:
+        """Whether what a preflight looks at is old: there is newer code, and somebody has asked for it."""
+        from . import bytecode
+
+        return seen != self._asked and bytecode.sources_changed(began - _CLOCK_GRAIN)
+
+    def _check_new_code(self, seen: int, began: float) -> bool:
         from . import log
 
         try:
@@ -184,7 +191,10 @@ class InPlace:
 
             bytecode.drop_stale(command.first.since)
             verdict = preflight.check(
-                *reexec.legacy(), timeout=self._ready_timeout, sleeper=self.sleeper, cancelled=self._is_ending
+                *reexec.legacy(),
+                timeout=self._ready_timeout,
+                sleeper=self.sleeper,
+                cancelled=lambda: self._is_ending() or self._is_overtaken(seen, began),
             )
             if verdict is None:
                 return False
@@ -216,7 +226,7 @@ class InPlace:
         """Tell who wants to know, and see to it that the program ends within grace."""
         try:
             if _callbacks:
-                _start_and_see_it_run(_call_all, list(_callbacks))
+                _start_and_see_it_run(_call_all)
         finally:
             self._drain_runs.release()
         sleep(first := min(self._grace, _QUIET))
@@ -251,7 +261,9 @@ def request_stop() -> None:
 
 def ready() -> None:
     """Say that this program serves now. Entering `worker_loop` says it; the first word counts. Any thread."""
-    _the_program().ready()
+    program = _the_program()
+    program.ready()
+    program.prepare_to_end()
 
 
 def on_stop(callback: Callback) -> Callback:
@@ -259,13 +271,13 @@ def on_stop(callback: Callback) -> Callback:
 
     It runs in a thread of its own, whatever the main thread is doing at that moment: this is the place to tell a
     server to stop accepting (`server.shutdown()`), or an event loop to wind up
-    (`loop.call_soon_threadsafe(...)`). What it raises is logged. Registered too late, it is called at once. Returns
+    (`loop.call_soon_threadsafe(...)`). What it raises is logged. Registered too late, it is called right away. Returns
     `callback`, so that it can be used as a decorator. Not inherited by the next generation; forked children do not
     call it.
     """
     _callbacks.append(callback)
     if state.should_stop:
-        _call_all([callback])
+        _start_and_see_it_run(_call_all)
     return callback
 
 
@@ -277,32 +289,31 @@ def _the_program() -> InPlace:
     return current
 
 
-def _start_and_see_it_run(function: Callable[..., object], *arguments: object) -> None:
+def _start_and_see_it_run(function: Callable[[], object]) -> None:
     runs = allocate_lock()
     runs.acquire()
 
     def run() -> None:
         runs.release()
-        function(*arguments)
+        function()
 
     start_new_thread(run, ())
     runs.acquire(True, 5.0)
 
 
-def _call_all(callbacks: list[Callable[[], object]]) -> None:
-    for callback in callbacks:
+def _call_all() -> None:
+    """Call each callback: whoever takes it off the list does."""
+    while True:
+        try:
+            callback = _callbacks.pop(0)
+        except IndexError:
+            return
         try:
             callback()
         except Exception as error:
             from . import log
 
             log.error(f"on_stop callback {callback!r} raised {error!r}")
-
-
-def _code_is_older_than(moment: float) -> bool:
-    from . import bytecode
-
-    return not bytecode.sources_changed(moment - 1.0)  # file times come from a coarser clock
 
 
 def _forget_after_fork() -> None:

@@ -65,8 +65,8 @@ def listen(
     """A socket bound to `address`: inherited if any generation before had it, else from systemd, else bound now.
 
     `address` is "host:port", (host, port), "[::1]:8000", "unix:/path", or "udp:host:port" for datagrams. Port 0 takes
-    a free port and keeps it over restarts. `name` tells two listeners apart that ask for the same address, and picks
-    the socket of that name from LISTEN_FDNAMES, whatever its address. Asked twice for the same, it hands out the same
+    a free port and keeps it over restarts. `name` tells two listeners with port 0 apart, and picks the socket of that
+    name from LISTEN_FDNAMES, whatever its address. Asked twice for the same, it hands out the same
     listener again: a socket object for each caller, to use and close as it likes.
 
     The socket is non-blocking (wait for it with `loop.wait(listener)`, then accept), close-on-exec, and knows its

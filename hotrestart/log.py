@@ -1,7 +1,8 @@
 """One line an event, through `logging.getLogger("hotrestart")`, without making every restart pay for `logging`.
 
 Importing `logging` costs more than booting a small program. Where nobody has imported it nobody has configured it, and
-a line below WARNING would go nowhere: so it is not written, and nothing is imported. Never called in a signal handler.
+a line below WARNING would go nowhere: so it is not written, and nothing is imported. Of all this only `last_words` is
+for signal handlers.
 """
 
 from __future__ import annotations

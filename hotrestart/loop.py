@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .inplace import InPlace
-    from .sleeper import File
+    from .sleeper import File, Sleeper
 
 __all__ = ["WorkerLoop", "worker_loop"]
 
@@ -71,8 +71,7 @@ class WorkerLoop:
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Sleep `timeout` seconds (None: until asked to end). True, at once, if the program is asked to end."""
-        self._program.prepare_to_end()
-        return self._program.sleeper.sleep(timeout)
+        return self._sleeper().sleep(timeout)
 
     def wait(self, *files: File, timeout: float | None = None) -> list[File]:
         """Wait until one of `files` (sockets, connections, descriptors) is readable; the list of those that are.
@@ -80,9 +79,17 @@ class WorkerLoop:
         Empty, at once, if the program is asked to end, and when `timeout` seconds have passed. Wait here, then make
         the blocking call: a blocking call itself is not ended by a signal (PEP 475).
         """
-        self._program.prepare_to_end()
-        return self._program.sleeper.wait(*files, timeout=timeout)
+        return self._sleeper().wait(*files, timeout=timeout)
 
     def fileno(self) -> int:
         """A descriptor that is readable once the program is asked to end, for an event loop of your own."""
-        return self._program.sleeper.fileno()
+        return self._sleeper().fileno()
+
+    def _sleeper(self) -> Sleeper:
+        try:
+            self._program.prepare_to_end()
+            return self._program.sleeper
+        except AttributeError:
+            from .errors import HotRestartError
+
+            raise HotRestartError("enter the loop first: with hotrestart.worker_loop() as loop") from None

@@ -61,7 +61,7 @@ def check(
 def _check_once(
     document: dict[str, Any], keep: Iterable[int], timeout: float, sleeper: Sleeper, cancelled: Callable[[], bool]
 ) -> Verdict | None:
-    run = _Run(document, keep)
+    run = _Run({**document, "timeout": timeout}, keep)
     if run.child is None:
         return Verdict(False, run.error)
     try:
@@ -140,16 +140,16 @@ class _Run:
         lines = self.output.decode(errors="replace").rstrip().splitlines()
         detail = "\n".join(lines[-_QUOTED:])
         if self.hung:
-            return Verdict(False, f"it did not reach main() within {timeout:g} s", detail)
+            return Verdict(False, f"the new code did not reach main() within {timeout:g} s", detail)
         if self.report == takeover.STALE:
             return Verdict(False, "the code on disk changes faster than it loads", detail, is_stale=True)
         code = self.child.exit_code or 0
         if code < 0 and code != processes.STATUS_UNKNOWN:
-            return Verdict(False, f"it was killed by signal {-code} before it reached main()", detail)
+            return Verdict(False, f"the new code was killed by signal {-code} before it reached main()", detail)
         if (raised := _what_was_raised(lines)) is not None:
             return Verdict(False, raised, detail)
         said = f": {lines[-1]}" if lines else ""
-        return Verdict(False, f"it ended before it reached main(){said}", detail)
+        return Verdict(False, f"the new code ended before it called main(){said}", detail)
 
 
 def _what_was_raised(lines: list[str]) -> str | None:

@@ -54,7 +54,8 @@ def restartable(
     restart happens all the same, and a stop ends the process.
 
     Call the decorated function in the main thread. Raises OptionError for a wrong option, at once; WrongThreadError and
-    NotRestartableError when it is called. Called inside itself it is the plain function; in a forked child too.
+    NotRestartableError when it is called. Called inside itself it is the plain function. A forked child is only
+    told to stop.
     """
     options = check_options(preflight=preflight, ready_timeout=ready_timeout, grace=grace)
 

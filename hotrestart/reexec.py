@@ -42,8 +42,16 @@ def restart_at_exit() -> None:
     child. If the exec fails, the process says why on descriptor 2 and exits with status 71. One limit: an exit handler
     that is registered after this call, with an `__eq__` of its own that answers for anything, may run twice.
 
+    Restart signals are blocked in this thread from now on: one that comes meanwhile is for the new program.
+
     Idempotent; to be called in the main thread, also from a Python signal handler. Raises NotRestartableError.
     """
+    arm()
+    signals.block(signals.RESTART)
+
+
+def arm() -> None:
+    """`restart_at_exit` for whoever goes on handling restart signals."""
     global _armed_in
     command.first.check()
     if _armed_in == os.getpid():
@@ -73,7 +81,8 @@ def last_act() -> None:
 def last_call() -> None:
     """The last act now, in the main thread's signal handler; without exit handlers if it is these that hold it up."""
     if not _acting:
-        restart_at_exit()
+        arm()
+        _come_last()  # nothing has run yet
         last_act()
     exec_or_exit()
 
@@ -164,6 +173,7 @@ def legacy() -> tuple[dict[str, Any], set[int]]:
         "since": command.first.since,
         "helpers": _children_that_will_end(),
         "report": -1,
+        "timeout": 0,
     }
     return document, keep
 
@@ -174,7 +184,8 @@ def _children_that_will_end() -> list[int]:
         return []
     from . import processes
 
-    return [*processes.reap(command.first.helpers), *processes.helpers_of_multiprocessing()]
+    command.first.helpers = processes.reap(command.first.helpers)
+    return [*command.first.helpers, *processes.helpers_of_multiprocessing()]
 
 
 def _exec(env: dict[str, str]) -> NoReturn:

@@ -8,7 +8,7 @@ Three windows lose or misdirect signals, and each is closed by blocking first:
   gets back what was there before, and nothing is delivered to it until then;
 * while handlers are being exchanged, a signal would meet a half of each.
 
-A handler does nothing but write attributes and one byte into a pipe: it takes no lock, logs nothing, and may interrupt
+A handler does nothing but write attributes and call one function, which must take no lock and may be interrupted by
 itself. A signal that is ignored when we come (nohup, a shell's background job) stays ignored.
 """
 
@@ -73,9 +73,9 @@ class handling:
             raise HotRestartError("signals.handling() needs a POSIX system")
         held = _held
         with _blocked(self._wanted):
-            release()
             for number, handler in self._wanted.items():
                 self._install(number, handler)
+            release()
         _active.append(self)
         _watch_forks()
         self._take_wakeup_fd()
@@ -109,7 +109,7 @@ class handling:
             if handler == self._restart_asked and state.generation == 1:
                 from . import log
 
-                log.warning(f"signal {int(number)} is ignored since the program was started (nohup?) and stays ignored")
+                log.warning("HUP was ignored when the program was started (nohup?), and stays ignored")
             return
         if before is None:
             from . import log
@@ -117,7 +117,8 @@ class handling:
             log.warning(f"signal {number} has a handler that was not installed from Python: it is left alone")
             return
         _set(number, handler)
-        self._found[number] = before
+        # Never by way of the default action: another thread, in which it is not blocked, may be taking the signal.
+        self._found[number] = before if _held is None else _held._found.pop(number, before)
 
     def _restart_asked(self, _number: int, _frame: object) -> None:
         self._on_restart()

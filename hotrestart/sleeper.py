@@ -101,7 +101,8 @@ class Sleeper:
         """Wait until one of `files` is readable, has an error or is at its end, and return those that are.
 
         A file is a descriptor or anything with `fileno()`, of any number (`poll`, not `select`). An empty list: woken
-        by `wake`, or `timeout` seconds have passed. Raises OSError (EBADF) for a descriptor that is not open.
+        by `wake`, or `timeout` seconds have passed. Raises OSError (EBADF) for a descriptor that is not open, and
+        ValueError for a file object or socket that is closed.
         """
         return self._wait(files, timeout)[1]
 

@@ -37,6 +37,7 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
     "since": (int, float),
     "helpers": list,
     "report": int,
+    "timeout": (int, float),
 }
 
 
@@ -65,7 +66,7 @@ def take_over() -> None:
         listeners.adopt(document["listeners"], shared=preflight)
     inheritance.adopt(document["state"], _sound(document["kept"]))
     if preflight:
-        _begin_preflight(document["report"])
+        _begin_preflight(document["report"], document["timeout"])
     else:
         signals.hold(document["held"])
 
@@ -84,8 +85,10 @@ def arrive() -> None:
 
     if threading.current_thread() is not threading.main_thread():
         raise WrongThreadError("signals can be handled in the main thread only: call main() there")
-    os.write(report_fd, STALE if bytecode.drop_stale(command.first.since) else LOADED)
-    os._exit(0)
+    try:
+        os.write(report_fd, STALE if bytecode.drop_stale(command.first.since) else LOADED)
+    finally:
+        os._exit(0)
 
 
 def _is_sound(document: dict[str, Any]) -> bool:
@@ -143,7 +146,7 @@ def _sound(kept: dict[str, dict[str, int]]) -> dict[str, int]:
     return sound
 
 
-def _begin_preflight(fd: int) -> None:
+def _begin_preflight(fd: int, timeout: float) -> None:
     global report_fd
     import faulthandler
     import threading
@@ -151,6 +154,7 @@ def _begin_preflight(fd: int) -> None:
     os.set_inheritable(fd, False)
     report_fd = fd
     faulthandler.enable(all_threads=True)  # the old generation ends a hung preflight by ABRT: this says where it hung
+    faulthandler.dump_traceback_later(timeout + 10.0, exit=True)  # should the old generation be gone by then
     show = sys.excepthook
 
     def show_and_end(*error: Any) -> None:

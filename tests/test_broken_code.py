@@ -141,21 +141,21 @@ BROKEN: dict[str, tuple[str, str, str]] = {  # the new code, the reason in the l
         "hotrestart.errors.OptionError: grace is a number of seconds, 0 or more, not -1",
         "in check_options",
     ),
-    "exits with 0": ("import sys\nsys.exit(0)", "it ended before it reached main()", ""),
+    "exits with 0": ("import sys\nsys.exit(0)", "the new code ended before it called main()", ""),
     "exits with words": (
         "import hotrestart, sys\nsys.exit('no port given')",
-        "it ended before it reached main(): no port given",
+        "the new code ended before it called main(): no port given",
         "    no port given",
     ),
-    "os._exit(0)": ("import os\nos._exit(0)", "it ended before it reached main()", ""),
+    "os._exit(0)": ("import os\nos._exit(0)", "the new code ended before it called main()", ""),
     "killed": (
         "import os\nos.kill(os.getpid(), 9)",
-        "it was killed by signal 9 before it reached main()",
+        "the new code was killed by signal 9 before it reached main()",
         "",
     ),
     "never calls main": (
         "import hotrestart\n@hotrestart.restartable\ndef main(): pass\nprint('the end')",
-        "it ended before it reached main(): the end",
+        "the new code ended before it called main(): the end",
         "    the end",
     ),
     "prints megabytes": (
@@ -180,12 +180,12 @@ BROKEN: dict[str, tuple[str, str, str]] = {  # the new code, the reason in the l
     ),
     "exits with a thread": (
         "import hotrestart, sys, threading\nthreading.Thread(target=threading.Event().wait).start()\nsys.exit(0)",
-        "it ended before it reached main()",
+        "the new code ended before it called main()",
         "",
     ),
     "has closed its output": (
         "import os\nos.closerange(0, 3)\nraise ValueError",
-        "it ended before it reached main()",
+        "the new code ended before it called main()",
         "",
     ),
 }
@@ -225,7 +225,7 @@ def test_new_code_that_hangs_at_import_is_refused_in_time(program: Program, impo
     old.wait_loading(1)
     old.make_turns()
     assert old.refusals() == []
-    assert f"{REFUSED}it did not reach main() within 2 s" in old.wait_refusal()
+    assert f"{REFUSED}the new code did not reach main() within 2 s" in old.wait_refusal()
     if import_first:
         assert "in wait_for_ever" in program.log()
     old.assert_untouched(1)
@@ -240,7 +240,7 @@ def test_new_code_that_hangs_and_cannot_be_asked_to_end_is_killed(program: Progr
         "while True: time.sleep(1)\n"
     )
     old.hup()
-    assert f"{REFUSED}it did not reach main() within 2 s" in old.wait_refusal()
+    assert f"{REFUSED}the new code did not reach main() within 2 s" in old.wait_refusal()
     old.assert_untouched(1)
     old.restart()
 

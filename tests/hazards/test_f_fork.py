@@ -167,7 +167,7 @@ def test_h46_a_preflight_that_stops_itself_is_ended_with_its_time(program: Progr
     program.wait_report(ready=1)
     program.deploy("import os, signal\nreport(preflight=os.getpid())\nos.kill(os.getpid(), signal.SIGSTOP)\n")
     program.hup()
-    program.wait_log("restart refused, the old code goes on: it did not reach main() within 0.5 s")
+    program.wait_log("restart refused, the old code goes on: the new code did not reach main() within 0.5 s")
     assert not is_running(int(program.reports()[-1]["preflight"]))  # type: ignore[call-overload]
     assert program.stop() == 0
 
