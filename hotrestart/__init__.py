@@ -14,9 +14,10 @@ from . import command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import errors, fds, inheritance, listeners, processes, reexec, signals, sleeper, state, systemd
+    from .callbacks import on_stop
     from .errors import HotRestartError
     from .inheritance import bequeath, inherited
-    from .inplace import on_stop, ready, request_restart, request_stop
+    from .inplace import ready, request_restart, request_stop
     from .listeners import listen
     from .loop import worker_loop
     from .program import restartable
@@ -55,7 +56,7 @@ _HOMES = {
     "bequeath": "inheritance",
     "inherited": "inheritance",
     "listen": "listeners",
-    "on_stop": "inplace",
+    "on_stop": "callbacks",
     "ready": "inplace",
     "request_restart": "inplace",
     "request_stop": "inplace",

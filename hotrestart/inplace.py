@@ -22,21 +22,12 @@ from time import sleep, time
 from . import command, signals, state
 from .sleeper import Sleeper
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeVar
-
-    Callback = TypeVar("Callback", bound=Callable[[], object])
-
-__all__ = ["InPlace", "current", "on_stop", "ready", "request_restart", "request_stop"]
+__all__ = ["InPlace", "current", "ready", "request_restart", "request_stop"]
 
 _ENOUGH_PREFLIGHTS = 3  # in a row, when requests come faster than the code loads and nothing has changed meanwhile
 _CLOCK_GRAIN = 1.0  # seconds: file times come from a coarser clock, perhaps another machine's
 
 _QUIET = 0.5  # seconds: most programs have ended by then, and need not share the interpreter with an import
-
-_callbacks: list[Callable[[], object]] = []
 
 
 class InPlace:
@@ -225,8 +216,8 @@ class InPlace:
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""
         try:
-            if _callbacks:
-                _start_and_see_it_run(_call_all)
+            if (callbacks := sys.modules.get(f"{__package__}.callbacks")) is not None:
+                callbacks.call_all_in_a_thread()
         finally:
             self._drain_runs.release()
         sleep(first := min(self._grace, _QUIET))
@@ -266,21 +257,6 @@ def ready() -> None:
     program.prepare_to_end()
 
 
-def on_stop(callback: Callback) -> Callback:
-    """Have `callback()` called once, as soon as the program has been asked to end, to restart or to stop.
-
-    It runs in a thread of its own, whatever the main thread is doing at that moment: this is the place to tell a
-    server to stop accepting (`server.shutdown()`), or an event loop to wind up
-    (`loop.call_soon_threadsafe(...)`). What it raises is logged. Registered too late, it is called right away. Returns
-    `callback`, so that it can be used as a decorator. Not inherited by the next generation; forked children do not
-    call it.
-    """
-    _callbacks.append(callback)
-    if state.should_stop:
-        _start_and_see_it_run(_call_all)
-    return callback
-
-
 def _the_program() -> InPlace:
     if current is None:
         from .errors import HotRestartError
@@ -289,37 +265,9 @@ def _the_program() -> InPlace:
     return current
 
 
-def _start_and_see_it_run(function: Callable[[], object]) -> None:
-    runs = allocate_lock()
-    runs.acquire()
-
-    def run() -> None:
-        runs.release()
-        function()
-
-    start_new_thread(run, ())
-    runs.acquire(True, 5.0)
-
-
-def _call_all() -> None:
-    """Call each callback: whoever takes it off the list does."""
-    while True:
-        try:
-            callback = _callbacks.pop(0)
-        except IndexError:
-            return
-        try:
-            callback()
-        except Exception as error:
-            from . import log
-
-            log.error(f"on_stop callback {callback!r} raised {error!r}")
-
-
 def _forget_after_fork() -> None:
     global current
     current = None
-    _callbacks.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,9 +1,8 @@
 """The last act of a process: exec the same program, same pid, after everything else has been done.
 
 `restart_at_exit` is Celery's idea, an exec in an exit handler, without its hole. Exit handlers run last in, first out,
-so an exec in one of them skips all that were registered before it. There is no public way to be the last, but there is
-one to see the others: `atexit.unregister` compares its argument with each of them, in order. So ours is registered
-as late as can be, takes away those that have run before it all the same, runs the rest, and only then execs.
+so an exec in one of them skips all that were registered before it. Ours is registered as late as can be, runs all the
+others itself, and only then execs.
 
 Nothing is closed before the exec; all is marked. So an exec that fails leaves a process that works and can say why.
 """
@@ -14,7 +13,7 @@ import atexit
 import os
 import sys
 
-from . import bytecode, command, fds, inheritance, signals, state
+from . import bytecode, command, exits, fds, inheritance, signals, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def last_act() -> None:
         return
     _acting = True
     signals.block([signal.SIGINT])  # a KeyboardInterrupt in here would cancel the exec
-    _run_the_other_exit_handlers()
+    exits.run_others(last_act)
     exec_or_exit()
 
 
@@ -206,43 +205,6 @@ def _exec(env: dict[str, str]) -> NoReturn:
 def _come_last() -> None:
     """Called when the main thread has ended and before other threads are joined: so that ours lands on top."""
     atexit.register(last_act)
-
-
-def _run_the_other_exit_handlers() -> None:
-    """Run those that have not run: the ones registered before ours. In CPython's loop ours is the one that runs now."""
-    registered = _Registered()
-    atexit.register(registered.newest)
-    try:
-        atexit.unregister(registered)  # equal to none: it only looks
-        kept = [id(function) for function in registered.functions]
-        if kept.index(id(registered.newest)) == 0:  # 3.14 and later keep the newest first
-            done = range(kept.index(id(last_act)) + 1)
-        else:
-            done = range(len(kept) - 1 - kept[::-1].index(id(last_act)), len(kept))
-        atexit.unregister(_Registered(done))
-    except Exception as error:  # a handler that cannot be compared; the few that were registered last may run twice
-        from . import log
-
-        log.last_words(f"exit handlers cannot be told apart: {error!r}")
-    atexit._run_exitfuncs()
-
-
-class _Registered:
-    """Is compared with each registered exit handler, in the order in which CPython keeps them, and equals `those`."""
-
-    def __init__(self, those: range = range(0)) -> None:
-        self.functions: list[object] = []
-        self._those = those
-        self.newest = lambda: None
-
-    def __call__(self) -> None:
-        """Only because `atexit.unregister` says that it wants something callable."""
-
-    def __eq__(self, function: object) -> bool:
-        self.functions.append(function)
-        return len(self.functions) - 1 in self._those
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def flush_streams() -> None:

@@ -18,7 +18,7 @@ PACKAGE = CHECKOUT / "hotrestart"
 
 # From the ground up. A module imports only from floors below its own, and on its own floor only from its left.
 FLOORS = [
-    "errors state log cjson fds address sleeper command systemd bytecode",
+    "errors state log cjson exits callbacks fds address sleeper command systemd bytecode",
     "signals listeners processes inheritance",
     "takeover preflight reexec grace inplace",
     "program loop",

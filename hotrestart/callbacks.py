@@ -1,0 +1,68 @@
+"""`on_stop`: what the program wants to do as soon as it is asked to end, whatever its main thread is doing."""
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock, start_new_thread
+
+from . import state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    Callback = TypeVar("Callback", bound=Callable[[], object])
+
+__all__ = ["call_all_in_a_thread", "on_stop"]
+
+_callbacks: list[Callable[[], object]] = []
+
+
+def on_stop(callback: Callback) -> Callback:
+    """Have `callback()` called once, as soon as the program has been asked to end, to restart or to stop.
+
+    It runs in a thread of its own, whatever the main thread is doing at that moment: this is the place to tell a
+    server to stop accepting (`server.shutdown()`), or an event loop to wind up
+    (`loop.call_soon_threadsafe(...)`). What it raises is logged. Registered too late, it is called right away. Returns
+    `callback`, so that it can be used as a decorator. Not inherited by the next generation; forked children do not
+    call it.
+    """
+    _callbacks.append(callback)
+    if state.should_stop:
+        call_all_in_a_thread()
+    return callback
+
+
+def call_all_in_a_thread() -> None:
+    """Call what is registered, in a new thread, which runs when this returns: 3.10 crashes if it ends before that."""
+    if not _callbacks:
+        return
+    runs = allocate_lock()
+    runs.acquire()
+
+    def run() -> None:
+        runs.release()
+        _call_all()
+
+    start_new_thread(run, ())
+    runs.acquire(True, 5.0)
+
+
+def _call_all() -> None:
+    """Call each callback: whoever takes it off the list does."""
+    while True:
+        try:
+            callback = _callbacks.pop(0)
+        except IndexError:
+            return
+        try:
+            callback()
+        except Exception as error:
+            from . import log
+
+            log.error(f"on_stop callback {callback!r} raised {error!r}")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_callbacks.clear)

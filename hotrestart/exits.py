@@ -1,0 +1,56 @@
+"""Which exit handlers have run, and running the others: from inside one of them.
+
+CPython's loop over the exit handlers cannot be told to go on with something else at its end, and offers no list of
+them. But `atexit.unregister` compares its argument with each one, in the order in which they are kept: an object that
+listens to these comparisons sees them all, and takes away those that it says it equals.
+"""
+
+from __future__ import annotations
+
+import atexit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["run_others"]
+
+
+def run_others(own: Callable[[], object]) -> None:
+    """Run the exit handlers that have not run yet, while `own`, which is one of them, is running.
+
+    Those registered after the last registration of `own` have run; the others follow, last in, first out.
+    """
+    registered = _Registered()
+    atexit.register(registered.newest)
+    try:
+        atexit.unregister(registered)  # equal to none: it only looks
+        kept = [id(function) for function in registered.functions]
+        if kept.index(id(registered.newest)) == 0:  # 3.14 and later keep the newest first
+            done = range(kept.index(id(own)) + 1)
+        else:
+            done = range(len(kept) - 1 - kept[::-1].index(id(own)), len(kept))
+        atexit.unregister(_Registered(done))
+    except Exception as error:  # a handler that cannot be compared; the few that were registered last may run twice
+        from . import log
+
+        log.last_words(f"exit handlers cannot be told apart: {error!r}")
+    atexit._run_exitfuncs()
+
+
+class _Registered:
+    """Is compared with each registered exit handler, in the order in which CPython keeps them, and equals `those`."""
+
+    def __init__(self, those: range = range(0)) -> None:
+        self.functions: list[object] = []
+        self._those = those
+        self.newest = lambda: None
+
+    def __call__(self) -> None:
+        """Only because `atexit.unregister` says that it wants something callable."""
+
+    def __eq__(self, function: object) -> bool:
+        self.functions.append(function)
+        return len(self.functions) - 1 in self._those
+
+    __hash__ = None  # type: ignore[assignment]
