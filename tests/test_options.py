@@ -453,6 +453,53 @@ main()
     assert program.stop() == 0
 
 
+@pytest.mark.xfail(strict=True, reason="reported: worker_loop takes takeover from sys.modules while it is being loaded")
+def test_a_loop_can_be_entered_while_another_thread_loads_what_an_ending_needs(program: Program) -> None:
+    """The first sleep of one thread loads modules; a slow disk is played by a loader that waits."""
+    program.deploy(
+        """
+import hotrestart, threading
+from importlib.machinery import SourceFileLoader
+
+is_loading, may_load = threading.Event(), threading.Event()
+load = SourceFileLoader.exec_module
+
+def load_slowly(self, module):
+    if module.__name__ == "hotrestart.takeover":
+        is_loading.set()
+        may_load.wait(2)
+    load(self, module)
+
+SourceFileLoader.exec_module = load_slowly
+
+def sleep():
+    with hotrestart.worker_loop() as loop:
+        loop.sleep(0)
+    is_loading.set()
+
+def enter():
+    is_loading.wait()
+    try:
+        with hotrestart.worker_loop() as loop:
+            report(running=loop.running)
+    except Exception as error:
+        report(error=repr(error))
+    may_load.set()
+
+@hotrestart.restartable
+def main():
+    threads = [threading.Thread(target=each) for each in (sleep, enter)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+
+main()
+"""
+    )
+    program.start()
+    assert program.wait_exit() == 0
+    assert program.reports() == [{"running": True}]
+
+
 # --- asyncio
 
 ASYNC = """
