@@ -36,12 +36,27 @@ class Command:
     2 that were meant to be inherited, as `{number: (device, inode)}`. `since`: the wall clock's time at which none of
     the program's files had been read yet. `helpers`: pids of children that only a former generation knew, and that will
     end. `script`: `sys.argv[0]` as it was. `pid`: the process that the program is.
+    `is_preflight`: this is new code on trial.
     """
 
-    __slots__ = ("argv", "blocked", "cwd", "env", "executable", "fds", "helpers", "ignored", "pid", "script", "since")
+    __slots__ = (
+        "argv",
+        "blocked",
+        "cwd",
+        "env",
+        "executable",
+        "fds",
+        "helpers",
+        "ignored",
+        "is_preflight",
+        "pid",
+        "script",
+        "since",
+    )
 
     def __init__(self) -> None:
         self.pid = os.getpid()
+        self.is_preflight = False
         self.executable = sys.executable or "/proc/self/exe"
         self.script: str = (getattr(sys, "argv", None) or [""])[0]
         self.argv = [self.executable, *sys.orig_argv[1:]]

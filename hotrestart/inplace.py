@@ -216,7 +216,9 @@ class InPlace:
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""
         try:
-            if (callbacks := sys.modules.get(f"{__package__}.callbacks")) is not None:
+            if f"{__package__}.callbacks" in sys.modules:
+                from . import callbacks  # which waits if another thread has only begun to load it
+
                 callbacks.call_all_in_a_thread()
         finally:
             self._drain_runs.release()

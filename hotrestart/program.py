@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from . import inplace
+from . import command, inplace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,7 +73,9 @@ class Running:
         self._mine: inplace.InPlace | None = None
 
     def __enter__(self) -> inplace.InPlace:
-        if (takeover := sys.modules.get(f"{__package__}.takeover")) is not None:
+        if command.first.is_preflight:
+            from . import takeover
+
             takeover.arrive()
         if inplace.current is not None:
             return inplace.current

@@ -157,7 +157,9 @@ def legacy() -> tuple[dict[str, Any], set[int]]:
     kept = {name: (fd, _identity(fd)) for name, fd in dict(inheritance.kept).items()}
     given = {fd: identity for fd, identity in command.first.fds.items() if _identity(fd) == identity}
     keep = {*given, *(fd for fd, identity in kept.values() if identity)}
-    if (module := sys.modules.get(f"{__package__}.listeners")) is not None:
+    if f"{__package__}.listeners" in sys.modules:
+        from . import listeners as module  # which waits if another thread has only begun to load it
+
         listeners = module.hand_over()
         keep.update([each["fd"] for each in listeners], module.systemd_fds())
     document = {

@@ -153,6 +153,7 @@ def _begin_preflight(fd: int, timeout: float) -> None:
 
     os.set_inheritable(fd, False)
     report_fd = fd
+    command.first.is_preflight = True
     faulthandler.enable(all_threads=True)  # the old generation ends a hung preflight by ABRT: this says where it hung
     faulthandler.dump_traceback_later(timeout + 10.0, exit=True)  # should the old generation be gone by then
     show = sys.excepthook

@@ -453,7 +453,6 @@ main()
     assert program.stop() == 0
 
 
-@pytest.mark.xfail(strict=True, reason="reported: worker_loop takes takeover from sys.modules while it is being loaded")
 def test_a_loop_can_be_entered_while_another_thread_loads_what_an_ending_needs(program: Program) -> None:
     """The first sleep of one thread loads modules; a slow disk is played by a loader that waits."""
     program.deploy(
