@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from hotrestart import fds
 from hotrestart.errors import DescriptorError
+from tests.harness import PATIENCE
 
 pytestmark = pytest.mark.core
 
@@ -337,6 +338,19 @@ def test_messages_of_all_sizes_arrive_whole(sizes: list[tuple[int, int]]) -> Non
                     assert len(numbers) == count
     finally:
         os.close(null)
+
+
+def test_a_message_that_the_socket_takes_in_pieces_arrives_whole(pair: Pair, null: int) -> None:
+    """A socket with a timeout takes what there is room for, and no more at once."""
+    sent = b"x" * 3_000_000
+    pair[0].settimeout(PATIENCE)
+    with (
+        limit_on_open_files(2048),
+        Sender(pair[0], [null] * 300, sent),
+        received(pair[1], max_data=len(sent)) as (data, numbers),
+    ):
+        assert data == sent
+        assert len(numbers) == 300
 
 
 def test_the_end_of_the_stream_is_an_empty_message(pair: Pair) -> None:
