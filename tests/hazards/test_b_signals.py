@@ -132,6 +132,54 @@ def test_h14_term_at_any_moment_around_the_exec_ends_the_program(tmp_path: Path,
             assert "Traceback" not in program.log(), f"{delay}: {program.log()}"
 
 
+AT_THE_DOOR = (
+    WAIT_FOR
+    + """
+import os, hotrestart
+def at_the_door(*arguments, exec=os.execve):
+    report(at_the_door=hotrestart.state.generation)
+    wait_for("go")
+    exec(*arguments)
+os.execve = at_the_door
+@hotrestart.restartable(preflight=False)
+def main():
+    with hotrestart.worker_loop() as loop:
+        report(ready=hotrestart.state.generation)
+        loop.sleep(None)
+main()
+"""
+)
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_h14_a_stop_at_the_last_moment_before_the_exec_ends_the_program(program: Program, number: int) -> None:
+    program.deploy(AT_THE_DOOR)
+    program.start()
+    program.wait_report(ready=1)
+    program.hup()
+    program.wait_report(at_the_door=1)
+    os.kill(program.pid, number)
+    go(program.folder, "go")
+    assert program.wait_exit() == -number
+    assert not program.reports(ready=2)
+
+
+def test_h12_a_hup_at_the_last_moment_before_the_exec_leads_to_the_newest_code(program: Program) -> None:
+    """It may be kept for the next generation, or be forgotten: the code it asks for has not been loaded yet."""
+    program.deploy(AT_THE_DOOR)
+    program.start()
+    program.wait_report(ready=1)
+    program.hup()
+    program.wait_report(at_the_door=1)
+    program.deploy(worker(version=2))
+    program.hup()
+    go(program.folder, "go")
+    program.wait_report(version=2)
+    program.deploy(worker(version=3))
+    program.hup()
+    program.wait_report(version=3)
+
+
 def test_h14_term_at_the_same_moment_as_hup_is_a_stop(tmp_path: Path) -> None:
     for number in range(30):
         with Program(tmp_path / str(number)) as program:
@@ -405,11 +453,10 @@ def test_h19_a_signal_to_a_forked_child_does_not_wake_the_parent(program: Progra
     source = """
 import os, signal, hotrestart
 with hotrestart.Sleeper() as sleeper, hotrestart.signals.handling(sleeper):
-    go, gone = os.pipe()
     if os.fork() == 0:
         with hotrestart.signals.handling(sleeper):
             os.kill(os.getpid(), signal.SIGHUP)
-            report(child=sleeper.sleep(60))
+            report(child=hotrestart.state.should_stop)  # it takes nothing out of the pipe
             os._exit(0)
     os.wait()
     report(parent=sleeper.sleep(0.01))

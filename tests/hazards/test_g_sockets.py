@@ -357,17 +357,20 @@ print(hotrestart.state.generation, "HOTRESTART" in os.environ, is_open, hotresta
 
 @pytest.mark.parametrize(
     "value",
-    ["", "garbage", "9", "9:", "-1:5", "9:1", "10:1", "99999999999:1", "9:INODE", "MEMORY", "\udcff\udcfe"],
+    ["", "garbage", "9", "9:", "-1:5", "9:1", "10:1", "99999999999:1", "9:INODE", "MEMORY", "STALE", "\udcff\udcfe"],
     ids=repr,
 )
 def test_h55_a_leaked_variable_does_no_harm_to_a_child_and_gives_one_warning(value: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text('{"format": 1}')
     file = os.open(tmp_path / "file", os.O_RDONLY)
     document = {"role": "generation", "pid": os.getpid(), "generation": 7, "state": {"secret": 1}}
+    if value == "STALE":  # meant for this child, but not the file that the variable names
+        document["parent"] = os.getpid()
     memory, of_another = inheritance.write(document)
-    given = fcntl.fcntl(memory if value == "MEMORY" else file, fcntl.F_DUPFD, 20)
+    given = fcntl.fcntl(memory if value in ("MEMORY", "STALE") else file, fcntl.F_DUPFD, 20)
     try:
         value = value.replace("INODE", str(os.fstat(file).st_ino)).replace("MEMORY", f"9:{of_another.split(':')[1]}")
+        value = value.replace("STALE", f"9:{int(of_another.split(':')[1]) + 1}")
         script = f'exec 9<&{given}; exec "$@"'
         done = subprocess.run(
             ["bash", "-c", script, "bash", sys.executable, "-c", CHILD],
