@@ -259,6 +259,15 @@ def test_h55_a_file_that_has_the_number_by_now_is_ignored_and_left_open(
         os.close(other)
 
 
+def test_h55_another_memory_file_that_has_the_number_by_now_is_ignored(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    fd, environ = written({"pid": os.getpid()})
+    number, inode = environ[VARIABLE].split(":")
+    assert is_ignored({VARIABLE: f"{number}:{int(inode) + 1}"}, caplog)
+    os.close(fd)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket", "directory", "device"])
 def test_a_descriptor_that_is_no_file_is_ignored_and_left_open(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     opened = {

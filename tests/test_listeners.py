@@ -508,6 +508,17 @@ def test_what_is_not_the_listener_it_says_is_left_out_with_a_warning_and_left_op
         plain.close()
 
 
+def test_another_listener_that_has_the_number_by_now_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        inode = os.fstat(other.fileno()).st_ino
+        listeners.adopt([{"fd": other.fileno(), "inode": inode + 1, "address": "127.0.0.1:0", "name": None}])
+        assert "another file" in caplog.text
+        assert listeners._listeners == []
+        assert os.fstat(other.fileno())
+
+
 def test_a_listener_whose_descriptor_somebody_has_closed_is_left_out_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -645,6 +656,7 @@ def test_what_systemd_passes_and_is_no_listener_is_left_out(systemd: Systemd) ->
         """,
     )
     assert "LISTEN_FDS names descriptor 4 (gone), which is left out" in log
+    assert "descriptor 3" not in log  # systemd passes those too: that is no fault
 
 
 def test_sockets_meant_for_another_process_are_not_taken(systemd: Systemd) -> None:
