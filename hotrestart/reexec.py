@@ -129,9 +129,11 @@ def exec_unflushed() -> NoReturn:
         memory, value = inheritance.write({**document, "role": "generation", "pid": os.getpid()})
         _go_to_first_directory(undo)
         _clear_timers(undo)
-        _reset_dispositions(undo)
-        mask = signals.block(signals.RESTART)
+        mask = signals.block(
+            [*signals.RESTART, *signals.STOP]
+        )  # a stop that comes from here on meets the default action
         undo.append(lambda: signals.restore_mask(mask))
+        _reset_dispositions(undo)
         if state.reason == "stop":  # TERM is fatal from here on, so this is the last one that has to be looked for
             from .errors import StopAskedError
 
