@@ -117,7 +117,7 @@ report(ready=hotrestart.state.generation)
 
 def test_on_stop_registered_too_late_is_called_once_and_in_a_thread(program: Program) -> None:
     program.deploy("""
-import threading
+import os as _os, threading, time
 import hotrestart
 
 @hotrestart.restartable
@@ -126,6 +126,7 @@ def main():
         hotrestart.request_stop()
         for number in range(50):
             hotrestart.on_stop(lambda: report(thread=threading.current_thread() is not threading.main_thread()))
+        while len(open(_os.environ["REPORT"]).readlines()) < 50: time.sleep(0.01)  # the end would cut them off
 main()
 """)
     assert program.start().wait_exit() == 0
