@@ -1,0 +1,85 @@
+"""What there is in a rolling program: generations, and the processes of each. Plain data, and what follows from it."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..options import Options
+
+__all__ = ["ABORTED", "DRAINING", "KILLED", "NEVER", "READY", "STARTING", "Generation", "Process"]
+
+STARTING, READY, DRAINING, ABORTED, KILLED = "starting", "ready", "draining", "aborted", "killed"
+
+NEVER = float("inf")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0  # between the replacements of a crash loop
+
+
+class Process:
+    """A fork server or a worker. `deadline` is when its state has lasted too long, `since` when it began.
+
+    `is_leaving`: it was told to end. `is_retiring`: it is to be replaced, and serves until then. `why`: what it is
+    aborted for.
+    """
+
+    __slots__ = (
+        "deadline",
+        "generation",
+        "id",
+        "is_leaving",
+        "is_retiring",
+        "is_server",
+        "retire_at",
+        "since",
+        "state",
+        "why",
+    )
+
+    def __init__(self, number: int, generation: int, *, is_server: bool, now: float, deadline: float) -> None:
+        self.id, self.generation, self.is_server = number, generation, is_server
+        self.state, self.since, self.deadline = STARTING, now, deadline
+        self.is_leaving = self.is_retiring = False
+        self.retire_at = NEVER
+        self.why = ""
+
+    @property
+    def is_alive(self) -> bool:
+        """It serves, or is about to: it has not been told to end."""
+        return self.state in (STARTING, READY)
+
+
+class Generation:
+    """One load of the program. `can_fork`: its code is loaded, so workers can be made of it."""
+
+    __slots__ = ("can_fork", "failures", "not_before", "number", "options", "server", "workers")
+
+    def __init__(self, number: int, options: Options) -> None:
+        self.number, self.options = number, options
+        self.server: Process | None = None
+        self.workers: list[Process] = []
+        self.can_fork = False
+        self.failures, self.not_before = 0, 0.0
+
+    def count(self, *states: str) -> int:
+        """How many workers are in one of these states."""
+        return sum(each.state in states for each in self.workers)
+
+    def processes(self) -> list[Process]:
+        return [*self.workers, *([self.server] if self.server else [])]
+
+    def note_a_death(self, served: bool, now: float) -> None:
+        """The more in a row, the longer until the next try; one that served for a while begins a new row."""
+        self.failures = 1 if served else self.failures + 1
+        self.not_before = now + min(_FIRST_PAUSE * 2.0 ** min(self.failures - 1, 20), _LONGEST_PAUSE)
+
+    def least_needed(self) -> list[Process]:
+        """The workers that serve: those to be replaced first, then the oldest."""
+        serving = [each for each in self.workers if each.state == READY]
+        return sorted(serving, key=lambda each: (not each.is_retiring, each.since, each.id))
+
+    def retiring(self) -> int:
+        """How many that serve are to be replaced."""
+        return sum(each.is_retiring for each in self.workers if each.state == READY)
+
+    def leaving(self) -> int:
+        """How many have been told to end and have not yet."""
+        return sum(each.is_leaving for each in self.workers)

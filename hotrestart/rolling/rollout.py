@@ -1,0 +1,369 @@
+"""Every decision of a rolling restart, and no I/O: events and the time go in, actions come out.
+
+A generation is one fork server and its workers. At most one generation is *current* (its workers serve) and at most one
+is *coming*; all others are on their way out. What the coming one goes through:
+
+    load   its fork server runs the program up to the door of main()      no longer than ready_timeout
+    ready  workers are forked, all or `batch` at a time, and say "ready"  each no longer than ready_timeout
+    soak   none of them may die                                           `soak` seconds
+    commit it is the current one now; the old one's workers drain         each no longer than its `grace`
+
+A process that ends, or whose time is up, in the coming generation rolls all of it back: its workers drain, for they may
+have accepted work, and the current generation is filled up again from its own fork server. A process of the current
+generation that ends is replaced from there too, so nothing that lies on the disk can bleed into what serves.
+
+All that is waited for has a deadline, and when that has passed a process goes one step down: ABRT (for a dump of its
+stacks), KILL, and in the end it is given up. Times are seconds of any clock that does not jump.
+"""
+
+from __future__ import annotations
+
+from random import random
+
+from ..outcome import Outcome
+from .generation import ABORTED, DRAINING, KILLED, NEVER, READY, STARTING, Generation, Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ..options import Options
+
+    Action = tuple[str, Any]
+
+__all__ = ["Rollout"]
+
+_TIME_IS_UP = {  # state -> what is done, the next state, and how long that may last
+    STARTING: ("abort", ABORTED, 2.0),
+    DRAINING: ("abort", ABORTED, 2.0),
+    ABORTED: ("kill", KILLED, 5.0),
+}
+_STEADY = 5.0  # seconds of serving after which a death is no part of a crash loop
+
+
+class Rollout:
+    """The state of a program that restarts rolling. Every event returns the actions to be carried out, in order:
+
+    `("start", process)`: load the program as a fork server, or fork a worker. `("become", process)`: the fork server
+    that has just loaded is to be this worker (`preload=False`). `("drain", process)`: ask it to end.
+    `("abort", process)`: ABRT. `("kill", process)`: KILL. `("commit", generation)`: it is the current one now.
+    `("outcome", (Outcome, askers))`: how a restart has ended, for these. `("end", status)`: nothing is left.
+    """
+
+    def __init__(self, options: Options, *, generation: int = 1, share: Callable[[], float] = random) -> None:
+        """`generation`: the number of the first; `share`: a random number from 0 to 1, for the jitter."""
+        self.generations: dict[int, Generation] = {}
+        self.current = self.coming = 0  # numbers; 0 for none
+        self.stage, self.extra, self.status = "", 0, 0
+        self.stages: dict[str, float] = {}
+        self.is_stopping = self._has_ended = False
+        self._last_number, self._options, self._share = generation, options, share
+        self._now = 0.0
+        self._last_id = 0
+        self._stage_began = 0.0
+        self._askers: list[tuple[object, float]] = []
+        self._queued: list[tuple[object, float]] = []
+        self._actions: list[Action] = []
+
+    # -- events ----------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> list[Action]:
+        """The program starts."""
+        self._load(self._last_number, self._options, now)
+        return self._settle(now)
+
+    def restart(self, asker: object, now: float) -> list[Action]:
+        """Somebody asks for a restart. Who asks while one is under way gets the outcome of the next."""
+        self._queued.append((asker, now))
+        return self._settle(now)
+
+    def stop(self, now: float) -> list[Action]:
+        """Everything drains and ends; asked for twice, at once."""
+        if self.is_stopping:
+            return self.quit(now)
+        self.is_stopping = True
+        return self._settle(now)
+
+    def quit(self, now: float) -> list[Action]:
+        """Everything is killed."""
+        self.is_stopping = True
+        for process in self._processes():
+            self._move(process, "kill", KILLED, now + 5.0)
+        return self._settle(now)
+
+    def scale(self, by: int, now: float) -> list[Action]:
+        """So many workers more, or fewer; one at least. It lasts until new code asks for another number."""
+        generation = self.generations.get(self.current)
+        if generation is not None:
+            self.extra = max(1 - (generation.options.workers or 1), self.extra + by)
+        return self._settle(now)
+
+    def ready(self, process: Process, now: float, options: Options | None = None) -> list[Action]:
+        """A worker serves; a fork server has loaded the program, which has these options."""
+        if process.state == STARTING and process in self._processes():
+            process.state, process.since, process.deadline = READY, now, NEVER
+            generation = self.generations[process.generation]
+            if process.is_server and options is not None:
+                self._loaded(generation, process, options, now)
+            elif generation.options.max_age is not None:
+                process.retire_at = now + generation.options.max_age * (1 + generation.options.jitter * self._share())
+        return self._settle(now)
+
+    def ended(self, process: Process, reason: str, now: float, detail: str = "") -> list[Action]:
+        """A process has ended, or could not be started."""
+        if process in self._processes():
+            self._has_gone(process, reason, detail, now)
+        return self._settle(now)
+
+    def hung(self, process: Process, why: str, now: float) -> list[Action]:
+        """A worker does not turn its loop any more."""
+        if process.state in (READY, DRAINING) and process in self._processes():
+            self._abort(process, why, now)
+        return self._settle(now)
+
+    def retire(self, process: Process, now: float) -> list[Action]:
+        """A worker has done enough: it is to be replaced, and serves until then."""
+        process.is_retiring = True
+        return self._settle(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Nothing but time has passed."""
+        return self._settle(now)
+
+    def deadline(self) -> float:
+        """When `tick` is next wanted; infinity for never."""
+        times = [min(each.deadline, each.retire_at if each.state == READY else NEVER) for each in self._processes()]
+        if self.stage == "soak":
+            times.append(self._stage_began + self.generations[self.coming].options.soak)
+        current = self.generations.get(self.current)
+        if current is not None and current.not_before > self._now:
+            times.append(current.not_before)
+        return min(times, default=NEVER)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is under way: the current generation has all it wants, and there is no other."""
+        generation = self.generations.get(self.current)
+        return (
+            generation is not None
+            and len(self.generations) == 1
+            and not self._queued
+            and all(each.state == READY and not each.is_retiring for each in generation.processes())
+            and len(generation.workers) == self._wanted(generation)
+        )
+
+    # -- decisions, in the order in which they are taken ------------------------------------------------------------
+
+    def _settle(self, now: float) -> list[Action]:
+        self._now = now
+        self._expire(now)
+        self._advance(now)
+        if self._queued and self.is_stopping:
+            queued, self._queued = self._queued, []
+            self._tell(queued, Outcome(False, generation=self.current, stage="stop", reason="the program stops"))
+        elif self._queued and self.current and not self.coming:
+            self._askers, self._queued = self._queued, []
+            self._last_number += 1
+            self._load(self._last_number, self.generations[self.current].options, now)
+        for generation in list(self.generations.values()):
+            if self._is_doomed(generation):
+                self._wind_up(generation, now)
+            else:
+                self._fill(generation, now)
+        if self.is_stopping and not self.generations and not self._has_ended:
+            self._has_ended = True
+            self._actions.append(("end", self.status))
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _expire(self, now: float) -> None:
+        """Whose time is up goes one step down."""
+        for process in self._processes():
+            if process.state == READY and now >= process.retire_at:
+                process.is_retiring, process.retire_at = True, NEVER
+            if now < process.deadline:
+                continue
+            if process.state == KILLED:
+                self._has_gone(process, "it cannot be killed", "", now)
+            else:
+                limit = self.generations[process.generation].options
+                doing = "reach main()" if process.is_server else "get ready"
+                seconds = f"{limit.ready_timeout:g} s"
+                why = f"the new code did not {doing} within {seconds}" if process.state == STARTING else process.why
+                self._abort(process, why, now)
+
+    def _advance(self, now: float) -> None:
+        """From stage to stage."""
+        if self.is_stopping and self.coming:
+            self._roll_back("the program stops", "", now, stage="stop")
+        if not self.coming:
+            return
+        generation = self.generations[self.coming]
+        if self.stage == "ready" and generation.count(READY) >= self._wanted(generation):
+            self._enter("soak", now)
+        if self.stage == "soak" and now >= self._stage_began + generation.options.soak:
+            self._commit(now)
+
+    def _commit(self, now: float) -> None:
+        before = self.generations.get(self.current)
+        if before is not None and before.options.workers != self.generations[self.coming].options.workers:
+            self.extra = 0
+        self.current, number, self.coming = self.coming, self.coming, 0
+        self._enter("", now)
+        self._actions.append(("commit", number))
+        self._conclude(Outcome(True, generation=number, stage="commit", stages=self.stages), now)
+
+    def _roll_back(self, reason: str, detail: str, now: float, *, stage: str = "") -> None:
+        """The coming generation is thrown away; if it is the very first, there is nothing to go back to."""
+        number, self.coming = self.coming, 0
+        failed_at = stage or self.stage
+        self._enter("", now)
+        self._conclude(
+            Outcome(False, generation=number, stage=failed_at, reason=reason, detail=detail, stages=self.stages), now
+        )
+        if not self.current:
+            self.status = self.status if self.is_stopping else 1
+            self.is_stopping = True
+
+    def _fill(self, generation: Generation, now: float) -> None:
+        """Start what is missing, drain what is too much."""
+        wanted, batch = self._target(generation), self._batch()
+        serving = generation.count(READY)
+        if generation.number == self.current:
+            self._revive(generation, now)
+            for process in generation.least_needed()[: max(0, serving - wanted)]:
+                self._drain(process, now)
+            wanted += 0 if self.coming else min(generation.retiring(), max(0, (batch or 1) - generation.leaving()))
+        missing = wanted - generation.count(STARTING, READY)
+        for process in [each for each in generation.workers if each.state == STARTING][::-1][: max(0, -missing)]:
+            self._drain(process, now)
+        if generation.number == self.coming and batch:
+            missing = min(missing, batch - generation.count(STARTING))
+        missing = min(missing, self._room(generation)) if generation.can_fork and now >= generation.not_before else 0
+        for _ in range(missing):
+            self._start(generation, now)
+
+    def _wind_up(self, generation: Generation, now: float) -> None:
+        """Drain everybody; the fork server goes last, for it knows how its workers end."""
+        for process in generation.workers:
+            if process.is_alive:
+                self._drain(process, now)
+        server = generation.server
+        if server is not None and server.state == STARTING:
+            self._move(server, "kill", KILLED, now + 5.0)  # it has accepted nothing
+        elif server is not None and server.state == READY and not generation.workers:
+            self._drain(server, now)
+        elif server is None and not generation.workers:
+            del self.generations[generation.number]
+
+    # -- what they are made of -------------------------------------------------------------------------------------
+
+    def _load(self, number: int, options: Options, now: float) -> None:
+        self.stages = {}
+        self.generations[number] = Generation(number, options)
+        self.coming = number
+        self._enter("load", now)
+        self._start(self.generations[number], now, is_server=True)
+
+    def _loaded(self, generation: Generation, server: Process, options: Options, now: float) -> None:
+        generation.can_fork = True
+        if generation.number != self.coming or self.stage != "load":
+            return  # the fork server of the current generation is back
+        generation.options = options
+        self._enter("ready", now)
+        if not options.preload:
+            generation.server = None
+            server.is_server, server.state, server.deadline = False, STARTING, now + options.ready_timeout
+            generation.workers.append(server)
+            self._actions.append(("become", server))
+
+    def _has_gone(self, process: Process, reason: str, detail: str, now: float) -> None:
+        generation = self.generations[process.generation]
+        if process.is_server:
+            generation.server, generation.can_fork = None, False
+        else:
+            generation.workers.remove(process)
+        if process.is_leaving:
+            return
+        if generation.number == self.coming:
+            self._roll_back(process.why or reason, detail, now)
+        elif generation.number == self.current:
+            served = process.state != STARTING and now - process.since >= _STEADY
+            generation.note_a_death(served, now)
+
+    def _revive(self, generation: Generation, now: float) -> None:
+        """The current generation's fork server has died: its workers go on, and it is loaded again."""
+        if generation.options.preload and generation.server is None and now >= generation.not_before:
+            self._start(generation, now, is_server=True)
+
+    def _start(self, generation: Generation, now: float, *, is_server: bool = False) -> None:
+        self._last_id += 1
+        deadline = now + generation.options.ready_timeout
+        process = Process(self._last_id, generation.number, is_server=is_server, now=now, deadline=deadline)
+        if is_server:
+            generation.server = process
+        else:
+            generation.workers.append(process)
+        self._actions.append(("start", process))
+
+    def _drain(self, process: Process, now: float) -> None:
+        process.is_leaving = True
+        self._move(process, "drain", DRAINING, now + self.generations[process.generation].options.grace)
+
+    def _abort(self, process: Process, why: str, now: float) -> None:
+        process.why = why
+        verb, state, seconds = _TIME_IS_UP.get(process.state, _TIME_IS_UP[STARTING])
+        self._move(process, verb, state, now + seconds)
+
+    def _move(self, process: Process, verb: str, state: str, deadline: float) -> None:
+        process.state, process.deadline = state, deadline
+        self._actions.append((verb, process))
+
+    def _enter(self, stage: str, now: float) -> None:
+        if self.stage:
+            self.stages[self.stage] = now - self._stage_began
+        self.stage, self._stage_began = stage, now
+
+    def _conclude(self, outcome: Outcome, now: float) -> None:
+        askers, self._askers = self._askers, []
+        outcome.seconds = now - min((when for _, when in askers), default=now - sum(outcome.stages.values()))
+        self._tell(askers, outcome)
+
+    def _tell(self, askers: list[tuple[object, float]], outcome: Outcome) -> None:
+        self._actions.append(("outcome", (outcome, [asker for asker, _ in askers])))
+
+    # -- what can be derived ---------------------------------------------------------------------------------------
+
+    def _processes(self) -> list[Process]:
+        return [process for generation in self.generations.values() for process in generation.processes()]
+
+    def _is_doomed(self, generation: Generation) -> bool:
+        return self.is_stopping or generation.number not in (self.current, self.coming)
+
+    def _batch(self) -> int | None:
+        number = self.coming or self.current
+        return self.generations[number].options.batch if number in self.generations else None
+
+    def _wanted(self, generation: Generation) -> int:
+        """How many workers the generation is to have once it is the only one."""
+        current = self.generations.get(self.current, generation)
+        same = generation.options.workers == current.options.workers
+        return (generation.options.workers or 1) + (self.extra if same else 0)
+
+    def _target(self, generation: Generation) -> int:
+        """How many it is to have now: with `batch`, each new worker that is ready stands in for an old one."""
+        if generation.number == self.coming:
+            return self._wanted(generation) if self.stage in ("ready", "soak") else 0
+        relieved = self.generations[self.coming].count(READY) if self.coming and self._batch() else 0
+        return max(0, self._wanted(generation) - relieved)
+
+    def _room(self, generation: Generation) -> int:
+        """How many more workers there may be, draining ones counted; what the current generation lacks is set aside."""
+        present = [each for each in self.generations.values() if not self._is_doomed(each)]
+        wanted = max((self._wanted(each) for each in present), default=0)
+        total = sum(len(each.workers) for each in self.generations.values())
+        current = self.generations.get(self.current)
+        if current is not None and current is not generation:
+            total += max(0, self._target(current) - current.count(STARTING, READY))
+        return max(0, wanted + (self._batch() or wanted) - total)
