@@ -13,21 +13,25 @@ from . import command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import errors, fds, inheritance, listeners, processes, reexec, signals, sleeper, state, systemd
+    from . import errors, fds, inheritance, listeners, processes, reexec, rolling, signals, sleeper, state, systemd
     from .callbacks import on_stop
     from .errors import HotRestartError
     from .inheritance import bequeath, inherited
-    from .inplace import ready, request_restart, request_stop
-    from .listeners import listen
+        from .listeners import listen
     from .loop import worker_loop
+    from .outcome import Outcome
     from .program import restartable
+    from .role import ready, request_restart, request_stop
+    from .rolling.supervisor import Supervisor
     from .sleeper import Sleeper
 
 __version__ = "0.1.0"
 
 __all__ = [
     "HotRestartError",
+    "Outcome",
     "Sleeper",
+    "Supervisor",
     "bequeath",
     "command",
     "errors",
@@ -43,6 +47,7 @@ __all__ = [
     "request_restart",
     "request_stop",
     "restartable",
+    "rolling",
     "signals",
     "sleeper",
     "state",
@@ -52,14 +57,16 @@ __all__ = [
 
 _HOMES = {
     "HotRestartError": "errors",
+    "Outcome": "outcome",
     "Sleeper": "sleeper",
+    "Supervisor": "rolling.supervisor",
     "bequeath": "inheritance",
     "inherited": "inheritance",
     "listen": "listeners",
     "on_stop": "callbacks",
-    "ready": "inplace",
-    "request_restart": "inplace",
-    "request_stop": "inplace",
+    "ready": "role",
+    "request_restart": "role",
+    "request_stop": "role",
     "restartable": "program",
     "worker_loop": "loop",
 }

@@ -10,6 +10,7 @@ __all__ = [
     "AddressError",
     "DescriptorError",
     "HotRestartError",
+    "LifelineError",
     "NotRestartableError",
     "OptionError",
     "StopAskedError",
@@ -31,6 +32,10 @@ class AddressError(HotRestartError, OSError):
 
 class DescriptorError(HotRestartError, OSError):
     """File descriptors were lost on their way between two processes."""
+
+
+class LifelineError(HotRestartError, OSError):
+    """What came over a lifeline is no message of this version of the protocol, or the other end has gone."""
 
 
 class NotRestartableError(HotRestartError, RuntimeError):

@@ -8,12 +8,14 @@ listens to these comparisons sees them all, and takes away those that it says it
 from __future__ import annotations
 
 import atexit
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
-__all__ = ["run_others"]
+__all__ = ["end_now", "forget_the_parents", "run_others"]
 
 
 def run_others(own: Callable[[], object]) -> None:
@@ -36,6 +38,45 @@ def run_others(own: Callable[[], object]) -> None:
 
         log.last_words(f"exit handlers cannot be told apart: {error!r}")
     atexit._run_exitfuncs()
+
+
+def forget_the_parents() -> None:
+    """In a forked child: the exit handlers registered so far are the parent's to run, and none of the child's.
+
+    Three are everybody's: those of logging, weakref and multiprocessing, which work on what the process itself has.
+    """
+    atexit._clear()
+    finalize = getattr(sys.modules.get("weakref"), "finalize", None)
+    for each in list(getattr(finalize, "_registry", ())):
+        each.atexit = False
+    if finalize is not None:
+        finalize._registered_with_atexit = False  # the next one registers it again
+    for module, name in (("logging", "shutdown"), ("multiprocessing.util", "_exit_function")):
+        handler = getattr(sys.modules.get(module), name, None)
+        if handler is not None:
+            atexit.register(handler)
+
+
+def end_now(status: int) -> NoReturn:
+    """End this process as CPython would, exit handlers and all, but without going back to whoever has called.
+
+    For a forked child: its parent's frames are on the stack, and their `finally` clauses are the parent's.
+    """
+    import os
+    import threading
+
+    try:
+        join_all = getattr(threading, "_shutdown", None)  # private, and what CPython itself calls first
+        if join_all is not None:
+            join_all()
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (AttributeError, OSError, ValueError):
+                continue  # None, closed, or a terminal that is gone
+    finally:
+        os._exit(status)
 
 
 class _Registered:

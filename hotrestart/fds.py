@@ -23,6 +23,7 @@ __all__ = [
     "above_stdio",
     "close_open_fds",
     "open_fds",
+    "receive",
     "recv_fds",
     "send_fds",
     "set_cloexec_from",
@@ -160,29 +161,35 @@ def recv_fds(sock: socket, max_fds: int = 1024, max_data: int = 65536) -> tuple[
         raise
 
 
-def _receive_exactly(sock: socket, size: int, received: list[int]) -> bytes:
-    """`size` bytes, or fewer if the stream ends before; descriptors on the way are added to `received`."""
+def receive(sock: socket, size: int, received: list[int]) -> bytes:
+    """`size` bytes at most, as `recv`; descriptors that come with them are added to `received`, close-on-exec.
+
+    Raises DescriptorError if the kernel dropped descriptors.
+    """
     import array
     import socket
 
     room = socket.CMSG_SPACE(_BATCH * array.array("i").itemsize)
     cloexec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-    data = b""
-    while len(data) < size:
-        chunk, ancillary, flags, _ = sock.recvmsg(size - len(data), room, cloexec)
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                rights = array.array("i")
-                rights.frombytes(content[: len(content) - len(content) % rights.itemsize])
-                received.extend(rights)
-        if not cloexec:  # macOS: not atomic there
-            set_inheritable_all(received, False)
-        if flags & socket.MSG_CTRUNC:
-            from .errors import DescriptorError
+    data, ancillary, flags, _ = sock.recvmsg(size, room, cloexec)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            rights = array.array("i")
+            rights.frombytes(content[: len(content) - len(content) % rights.itemsize])
+            received.extend(rights)
+    if not cloexec:  # macOS: not atomic there
+        set_inheritable_all(received, False)
+    if flags & socket.MSG_CTRUNC:
+        from .errors import DescriptorError
 
-            raise DescriptorError("the kernel dropped descriptors: is the limit on open files reached?")
-        if not chunk:
-            break
+        raise DescriptorError("the kernel dropped descriptors: is the limit on open files reached?")
+    return data
+
+
+def _receive_exactly(sock: socket, size: int, received: list[int]) -> bytes:
+    """`size` bytes, or fewer if the stream ends before; descriptors on the way are added to `received`."""
+    data = b""
+    while len(data) < size and (chunk := receive(sock, size - len(data), received)):
         data += chunk
     return data
 

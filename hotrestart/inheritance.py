@@ -156,7 +156,7 @@ def _read(value: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("it is not written by hotrestart")
     if document.get("pid") != os.getpid() and document.get("parent") != os.getppid():
-        if document.get("role") == "preflight" and not _exists(document.get("parent")):
+        if document.get("role") in ("preflight", "member") and not _exists(document.get("parent")):
             os._exit(1)  # the old generation has died: nobody wants to know, and main() must not run on its own
         raise ValueError("it is meant for another process")
     os.close(fd)

@@ -19,10 +19,10 @@ import sys
 from _thread import allocate_lock, get_ident, start_new_thread
 from time import sleep, time
 
-from . import command, signals, state
+from . import command, role, signals, state
 from .sleeper import Sleeper
 
-__all__ = ["InPlace", "current", "ready", "request_restart", "request_stop"]
+__all__ = ["InPlace"]
 
 _ENOUGH_PREFLIGHTS = 3  # in a row, when requests come faster than the code loads and nothing has changed meanwhile
 _CLOCK_GRAIN = 1.0  # seconds: file times come from a coarser clock, perhaps another machine's
@@ -55,12 +55,11 @@ class InPlace:
 
     def enter(self) -> None:
         """Begin to handle requests, including those of the boot window."""
-        global current
-        current = self
+        role.current = self
         try:
             self._handling.__enter__()
         except BaseException:
-            current = None
+            role.current = None
             raise
 
     def leave(self, error: BaseException | None = None, *, for_good: bool) -> None:
@@ -69,7 +68,6 @@ class InPlace:
         A restart that was asked for happens however the loop ends: an exception in the last job must not take the
         service down. `for_good`: it is the program that ends, so a late HUP must not kill it while it tidies up.
         """
-        global current
         if os.getpid() != self._pid:
             return  # a forked child that has come out of the parent's main()
         self.main_has_returned = True
@@ -87,7 +85,7 @@ class InPlace:
 
                 log.error(f"the program ended with {error!r} while it was to restart: it restarts")
             return
-        current = None
+        role.current = None
         if state.reason is None or not for_good:
             self._handling.restore()
 
@@ -233,44 +231,3 @@ class InPlace:
             self.sleeper.wake(for_good=True)
             if self._preparing.acquire(True, 10.0):
                 self._preparing.release()
-
-
-current: InPlace | None = None
-"""The program that this process is, while it is one."""
-
-
-def request_restart() -> None:
-    """Ask this program to restart, as a HUP does: preflight, drain, exec. Returns at once.
-
-    In any thread, and in a signal handler. Raises HotRestartError if no `@restartable` function or `worker_loop` runs.
-    """
-    _the_program().request_restart()
-
-
-def request_stop() -> None:
-    """Ask this program to stop, as a TERM does. Returns at once; where and when as for `request_restart`."""
-    _the_program().request_stop()
-
-
-def ready() -> None:
-    """Say that this program serves now. Entering `worker_loop` says it; the first word counts. Any thread."""
-    program = _the_program()
-    program.ready()
-    program.prepare_to_end()
-
-
-def _the_program() -> InPlace:
-    if current is None:
-        from .errors import HotRestartError
-
-        raise HotRestartError("no program runs here: call this inside an @restartable function or a worker_loop()")
-    return current
-
-
-def _forget_after_fork() -> None:
-    global current
-    current = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)

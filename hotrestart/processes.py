@@ -1,4 +1,4 @@
-"""`spawn`: start a command as a child that can be watched without SIGCHLD and without `waitpid(-1)`.
+"""`spawn` and `fork_worker`: children that can be watched without SIGCHLD and without `waitpid(-1)`.
 
 Both of those would take exit statuses away from the host's own `subprocess`, `multiprocessing` or asyncio. A child is
 waited for by its pid, and a pidfd becomes readable when it has ended; signals go through the pidfd too, so that they
@@ -19,12 +19,21 @@ from .errors import HotRestartError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["STATUS_UNKNOWN", "Child", "helpers_of_multiprocessing", "reap", "spawn"]
+__all__ = [
+    "STATUS_UNKNOWN",
+    "Child",
+    "fork",
+    "fork_worker",
+    "has_pidfd",
+    "helpers_of_multiprocessing",
+    "reap",
+    "spawn",
+]
 
 STATUS_UNKNOWN = -1000
 
@@ -49,6 +58,11 @@ class Child:
         `STATUS_UNKNOWN` if somebody else has reaped it."""
         self._alive = -1 if alive is None else alive
         self._pidfd = os.pidfd_open(pid) if alive is None else -1
+
+    @property
+    def pidfd(self) -> int:
+        """The child's pidfd, which may be given to others; -1 where there is no such thing, and once it is reaped."""
+        return self._pidfd
 
     def fileno(self) -> int:
         """A descriptor that is readable once the child has ended."""
@@ -112,6 +126,10 @@ class Child:
         except (ChildProcessError, ProcessLookupError, PermissionError):
             pass  # somebody has reaped it, or it was the last of its group
 
+    def close(self) -> None:
+        """Let go of it without reaping it: for a process that is not its parent, as its siblings."""
+        self._ended(STATUS_UNKNOWN)
+
     def _ended(self, exit_code: int) -> None:
         self.exit_code = exit_code
         for fd in (self._pidfd, self._alive):
@@ -143,7 +161,7 @@ def spawn(
     command = list(argv) if cwd is None and "LISTEN_PID" not in env else _by_way_of(cwd, argv)
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in (redirect or {}).items()]
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in set(keep)]  # dup2 to itself clears close-on-exec
-    alive, held_by_child = (None, None) if _has_pidfd() else os.pipe()
+    alive, held_by_child = (None, None) if has_pidfd() else os.pipe()
     try:
         if held_by_child is not None:
             actions.append((os.POSIX_SPAWN_DUP2, held_by_child, held_by_child))
@@ -176,6 +194,62 @@ def _watched(pid: int, alive: int | None, own_group: bool) -> Child:
         raise
 
 
+def fork() -> Child | None:
+    """Fork, and return the child to the parent, None to the child. Raises OSError if there is no process to be had.
+
+    Signals are yours to block around it (`signals.handling` blocks its own). In the main thread.
+    """
+    alive, held_by_child = (None, None) if has_pidfd() else os.pipe()
+    try:
+        pid = os.fork()
+    except BaseException:
+        for fd in (alive, held_by_child):
+            if fd is not None:
+                os.close(fd)
+        raise
+    if pid == 0:
+        if alive is not None:
+            os.close(alive)  # and the other end is closed by the end of this process
+        return None
+    if held_by_child is not None:
+        os.close(held_by_child)
+    return _watched(pid, alive, False)
+
+
+def fork_worker(function: Callable[..., object], *args: object, keep: Iterable[int] | None = None) -> Child:
+    """Fork a child that calls `function(*args)` and ends: with status 0, with what `sys.exit` says, or 1 if it raises.
+
+    The child has all our descriptors, or, with `keep`, the standard streams and these only. It runs the exit handlers
+    that it registers itself and none of ours, and returns to none of our frames. Signals that `signals.handling` handles
+    here have in the child what they had before, from its first moment. What is buffered in the standard streams is
+    written first, once. To be called in the main thread of a program without other threads: their locks stay locked
+    in the child. Raises OSError.
+    """
+    from . import exits
+
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    child = fork()
+    if child is not None:
+        return child
+    status = 1
+    try:
+        exits.forget_the_parents()
+        if keep is not None:
+            from .fds import close_open_fds
+
+            close_open_fds(keep)
+        function(*args)
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        exits.end_now(status)
+
+
 def helpers_of_multiprocessing() -> list[int]:
     """The pids of the processes that multiprocessing keeps for this one, and that end when this one execs."""
     tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
@@ -196,7 +270,8 @@ def reap(pids: Iterable[int]) -> list[int]:
     return left
 
 
-def _has_pidfd() -> bool:
+def has_pidfd() -> bool:
+    """Whether the end of a child can be seen by its pidfd here."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):

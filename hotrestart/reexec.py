@@ -123,15 +123,22 @@ def exec_unflushed() -> NoReturn:
     command.first.check()
     bytecode.drop_stale(command.first.since)
     document, keep = legacy()
+    exec_with(command.first.executable, command.first.argv, {**document, "role": "generation"}, keep)
+
+
+def exec_with(executable: str, argv: list[str], document: dict[str, Any], keep: set[int]) -> NoReturn:
+    """Become `argv`, with the document and the descriptors `keep`, in the circumstances of the first generation.
+
+    The signals that the document says are `held` stay blocked. If the exec fails everything is as before.
+    """
     undo: list[Callable[[], object]] = []
     memory = -1
     try:
-        memory, value = inheritance.write({**document, "role": "generation", "pid": os.getpid()})
+        memory, value = inheritance.write({**document, "pid": os.getpid()})
         _go_to_first_directory(undo)
         _clear_timers(undo)
-        mask = signals.block(
-            [*signals.RESTART, *signals.STOP]
-        )  # a stop that comes from here on meets the default action
+        # A stop that comes from here on meets the default action.
+        mask = signals.block([*signals.RESTART, *signals.STOP])
         undo.append(lambda: signals.restore_mask(mask))
         _reset_dispositions(undo)
         if state.reason == "stop":  # TERM is fatal from here on, so this is the last one that has to be looked for
@@ -139,12 +146,12 @@ def exec_unflushed() -> NoReturn:
 
             raise StopAskedError("the restart is off: a stop has been asked for")
         signals.restore_mask({*command.first.blocked, *document["held"]})
-        keep.add(memory)
+        keep = {*keep, memory}
         marked = fds.set_cloexec_from(3, keep)
         undo.append(lambda: fds.set_inheritable_all(marked))
         unmarked = fds.set_inheritable_all(keep)
         undo.append(lambda: fds.set_inheritable_all(unmarked, False))
-        _exec({**command.first.env, command.VARIABLE: value})
+        _exec(executable, argv, {**command.first.env, command.VARIABLE: value})
     except BaseException:
         while undo:
             undo.pop()()
@@ -191,10 +198,9 @@ def _children_that_will_end() -> list[int]:
     return [*command.first.helpers, *processes.helpers_of_multiprocessing()]
 
 
-def _exec(env: dict[str, str]) -> NoReturn:
-    first = command.first
+def _exec(executable: str, argv: list[str], env: dict[str, str]) -> NoReturn:
     try:
-        os.execve(first.executable, first.argv, env)
+        os.execve(executable, argv, env)
     except FileNotFoundError:
         # The interpreter's file has gone since the preflight. The one that runs now still exists, and better the
         # old interpreter than none.
@@ -202,8 +208,8 @@ def _exec(env: dict[str, str]) -> NoReturn:
             raise
         from . import log
 
-        log.last_words(f"{first.executable} is gone: starting again with the interpreter that runs now")
-        os.execve("/proc/self/exe", first.argv, env)
+        log.last_words(f"{executable} is gone: starting again with the interpreter that runs now")
+        os.execve("/proc/self/exe", argv, env)
 
 
 def _come_last() -> None:

@@ -31,10 +31,14 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["RESTART", "STOP", "block", "handling", "hold", "restore_mask"]
+__all__ = ["FOR_SUPERVISORS", "RESTART", "STOP", "block", "handling", "hold", "restore_mask", "shrugging"]
 
 RESTART: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 STOP: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
+FOR_SUPERVISORS: tuple[int, ...] = tuple(
+    getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTTIN", "SIGTTOU", "SIGUSR1") if hasattr(signal, name)
+)
+"""What a terminal or an operator may send to the whole process group, and only the supervisor acts on."""
 
 
 class handling:
@@ -153,6 +157,23 @@ class handling:
             self._wakeup_fd = -1
 
 
+class shrugging(handling):
+    """Do nothing for these signals inside a `with` block: for a process whose supervisor acts on them.
+
+    A handler that does nothing, rather than SIG_IGN: what is ignored stays ignored in every program started from here.
+    USR1 is left alone if it has a handler already: the supervisor passes it on, to have logs reopened.
+    """
+
+    def __init__(self, numbers: Iterable[int] = FOR_SUPERVISORS) -> None:
+        taken = {getattr(signal, "SIGUSR1", None)}
+        mine = [n for n in numbers if n not in taken or signal.getsignal(n) == signal.SIG_DFL]
+        super().__init__(restart=mine, stop=(), on_restart=lambda: None)
+
+    def _install(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            super()._install(number, handler)
+
+
 class _Held(handling):
     """Remembers a restart that was asked for before the program was ready to be asked."""
 
@@ -205,9 +226,21 @@ def release() -> None:
         _held = None
 
 
+def take_held() -> bool:
+    """End what `hold` began; whether a restart was asked for since."""
+    asked = _held is not None and _held.asked
+    release()
+    return asked
+
+
 def block(numbers: Iterable[int]) -> list[int]:
     """Block these signals in this thread; return the mask as it was, for `restore_mask`."""
     return [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, numbers)]
+
+
+def unblock(numbers: Iterable[int]) -> None:
+    """Unblock these signals in this thread."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def restore_mask(mask: Iterable[int]) -> None:

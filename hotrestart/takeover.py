@@ -10,19 +10,33 @@ from __future__ import annotations
 import os
 import sys
 
-from . import command, inheritance, signals, state
+from . import command, inheritance, leash, signals, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["LOADED", "STALE", "arrive", "report_fd", "take_over"]
+__all__ = ["LOADED", "STALE", "Membership", "arrive", "membership", "report_fd", "take_over"]
 
 LOADED, STALE = b"loaded", b"stale"
 """What a preflight says at the door of `main()`."""
 
 report_fd: int = -1
 """In a preflight, the descriptor through which the old generation is told; -1 otherwise."""
+
+
+class Membership:
+    """What ties this process to its supervisor: the descriptors of the lifeline, the page of beats, and standard error
+    as it will be once this generation serves (-1: as it is)."""
+
+    __slots__ = ("beats", "lifeline", "stderr")
+
+    def __init__(self, lifeline: int, beats: int, stderr: int = -1) -> None:
+        self.lifeline, self.beats, self.stderr = lifeline, beats, stderr
+
+
+membership: Membership | None = None
+"""Set in a process that a supervisor has started."""
 
 _SHAPE: dict[str, type | tuple[type, ...]] = {
     "role": str,
@@ -48,7 +62,7 @@ def take_over() -> None:
         command.first.note_what_was_given()
         return
     if not _is_sound(document):
-        if document.get("role") == "preflight":
+        if document.get("role") in ("preflight", "member"):
             _end()  # anything but run main() beside the old generation
         command.first.note_what_was_given()
         signals.hold(signals.RESTART)
@@ -67,6 +81,9 @@ def take_over() -> None:
     inheritance.adopt(document["state"], _sound(document["kept"]))
     if preflight:
         _begin_preflight(document["report"], document["timeout"])
+    elif document["role"] == "member":
+        _become_a_member(document["member"], document["parent"])
+        signals.unblock(document["held"])
     else:
         signals.hold(document["held"])
 
@@ -108,7 +125,9 @@ def _check(document: dict[str, Any]) -> None:
     for key, kind in _SHAPE.items():
         if not isinstance(document[key], kind) or isinstance(document[key], bool):
             raise ValueError(f"{key} is {document[key]!r}")
-    if document["role"] not in ("generation", "preflight"):
+    if document["role"] == "member" and not _are_numbers(*document["member"], highest=2**31 - 1):
+        raise ValueError(f"member is {document['member']!r}")
+    if document["role"] not in ("generation", "preflight", "member"):
         raise ValueError(f"role is {document['role']!r}")
     for each in document["listeners"]:
         named = each["name"] is None or isinstance(each["name"], str)
@@ -166,6 +185,26 @@ def _begin_preflight(fd: int, timeout: float) -> None:
     register = getattr(threading, "_register_atexit", None)
     if register is not None:  # before the exit handlers, for an end by sys.exit; a private name, and no harm without
         register(_end)
+
+
+def _become_a_member(numbers: list[int], parent: int) -> None:
+    """Come under the supervisor that has started this process: signals for the group are its business, and when it is
+    gone this process shall not serve. It may hang before it comes to main(), so ABRT shows where."""
+    global membership
+    import faulthandler
+
+    membership = Membership(*numbers)
+    for fd in numbers:
+        os.set_inheritable(fd, False)
+    try:
+        signals.shrugging().__enter__()
+    except RuntimeError:
+        pass  # not the main thread
+    if not faulthandler.is_enabled():
+        faulthandler.enable(all_threads=True)
+    leash.leash(membership.lifeline)
+    if os.getppid() != parent:
+        _end()
 
 
 def _end() -> None:

@@ -416,7 +416,7 @@ def test_an_old_kernel_has_no_pidfd(monkeypatch: pytest.MonkeyPatch, start: Star
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
-    assert not processes._has_pidfd()
+    assert not processes.has_pidfd()
     child = start("raise SystemExit(2)")
     assert is_readable(child, PATIENCE)
     assert child.wait(PATIENCE) == 2

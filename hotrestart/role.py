@@ -1,0 +1,64 @@
+"""What this process is just now: a program that restarts in place, a worker, or nothing; and whom a request goes to."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from .sleeper import Sleeper
+
+    class Role(Protocol):
+        """What every role can do; all of it in any thread, the requests in a signal handler too."""
+
+        sleeper: Sleeper
+
+        def ready(self) -> None: ...
+        def request_restart(self) -> None: ...
+        def request_stop(self) -> None: ...
+        def prepare_to_end(self) -> None: ...
+
+
+__all__ = ["current", "ready", "request_restart", "request_stop"]
+
+current: Role | None = None
+"""The role of this process, while it has one. A forked child has none."""
+
+
+def request_restart() -> None:
+    """Ask this program to restart, as a HUP does. Returns at once; a worker asks its supervisor.
+
+    In any thread, and in a signal handler. Raises HotRestartError if no `@restartable` function or `worker_loop` runs.
+    """
+    _the_role().request_restart()
+
+
+def request_stop() -> None:
+    """Ask this program to stop, as a TERM does. Returns at once; where and when as for `request_restart`."""
+    _the_role().request_stop()
+
+
+def ready() -> None:
+    """Say that this program serves now. Entering `worker_loop` says it; the first word counts. Any thread."""
+    role = _the_role()
+    role.ready()
+    role.prepare_to_end()
+
+
+def _the_role() -> Role:
+    if current is None:
+        from .errors import HotRestartError
+
+        raise HotRestartError("no program runs here: call this inside an @restartable function or a worker_loop()")
+    return current
+
+
+def _forget_after_fork() -> None:
+    global current
+    current = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)

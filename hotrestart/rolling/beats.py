@@ -1,0 +1,86 @@
+"""The beats: a page of memory that all workers share with the supervisor, with one number for each.
+
+A worker adds to its number with every turn of its loop, which costs no system call, and the supervisor sees when a
+number stands still. An odd number says "at work"; an even one "asleep by its own will, or not in the loop": a sleep may
+last for ever, a job may not.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PLACES", "Beats", "Pulse", "Watch"]
+
+PLACES = 8192
+_SIZE = PLACES * 8
+
+
+class Beats:
+    """The page. `fd`: one that another process has made; it is not closed here. Shared after fork, gone after exec."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = _memory() if fd is None else fd
+        self.numbers = memoryview(mmap.mmap(self.fd, _SIZE)).cast("Q")
+
+
+class Pulse:
+    """A worker's own number. Any thread; a loop that turns in one thread covers up one that hangs in another."""
+
+    __slots__ = ("_limit", "_numbers", "_place", "_retire", "_turns")
+
+    def __init__(self, beats: Beats, place: int, limit: int, retire: Callable[[], None]) -> None:
+        """`retire` is called after `limit` turns (0: never)."""
+        self._numbers, self._place, self._limit, self._retire = beats.numbers, place, limit, retire
+        self._turns = 0
+
+    def turn(self) -> None:
+        """The loop begins another turn."""
+        number = self._numbers[self._place]
+        self._numbers[self._place] = number + 1 + number % 2
+        self._turns += 1
+        if self._turns == self._limit:
+            self._retire()
+
+    def rest(self) -> None:
+        """What follows may last: a sleep, a wait, the time before and after the loop."""
+        self._numbers[self._place] += self._numbers[self._place] % 2
+
+    def work(self) -> None:
+        """The rest is over."""
+        self._numbers[self._place] += 1 - self._numbers[self._place] % 2
+
+
+class Watch:
+    """What the supervisor knows of one worker's number: since when it has stood still."""
+
+    __slots__ = ("_seen", "_since", "timeout")
+
+    def __init__(self, timeout: float, now: float) -> None:
+        self.timeout = timeout
+        self._seen, self._since = 0, now
+
+    def deadline(self, number: int, now: float) -> float:
+        """When the worker counts as hung, if nothing changes; looked at no more often than it has to be."""
+        if number != self._seen or number % 2 == 0:
+            self._seen, self._since = number, now
+        return self._since + self.timeout
+
+
+def _memory() -> int:
+    from ..fds import above_stdio
+
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("hotrestart-beats", os.MFD_CLOEXEC)
+    else:
+        import tempfile
+
+        fd, path = tempfile.mkstemp(prefix="hotrestart-")
+        os.unlink(path)
+    fd = above_stdio(fd)
+    os.ftruncate(fd, _SIZE)
+    return fd

@@ -1,0 +1,165 @@
+"""The fork server: the process of a generation that has loaded the program once, and forks its workers.
+
+It sleeps in a poll on its lifeline and on its children, and runs nothing of the user's after the import. Its workers are
+its children, so it alone can reap them and say how they ended; by pid, for other children may be the program's own.
+A worker is born with all signals blocked until it has handlers of its own, or a TERM sent at once would be swallowed by
+the parent's or kill it halfway.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from time import monotonic
+
+from .. import exits, processes, signals
+from ..leash import unleash
+from .lifeline import PROTOCOL, Lifeline, pair
+from .worker import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from ..options import Options
+    from ..processes import Child
+    from .beats import Beats
+
+__all__ = ["serve"]
+
+_MINE = (*signals.FOR_SUPERVISORS, signal.SIGTERM)
+_KNELL = 2.0  # seconds between ABRT and KILL, for a dump of the stacks
+
+
+def serve(lifeline: Lifeline, beats: Beats, options: Options, stderr: int = -1) -> Worker:
+    """Tell the supervisor that the program is loaded, and fork workers for it. Returns in each worker; the fork
+    server itself ends with SystemExit, so that the program's `finally` clauses and exit handlers run, once."""
+    return _ForkServer(lifeline, beats, options, stderr).run()
+
+
+class _ForkServer:
+    def __init__(self, lifeline: Lifeline, beats: Beats, options: Options, stderr: int) -> None:
+        self._lifeline, self._beats, self._options, self._stderr = lifeline, beats, options, stderr
+        self._workers: dict[int, Child] = {}
+        self._mask = signals.block([signal.SIGTERM])
+        self._shrugging = signals.shrugging(_MINE)
+        self._is_ending = self._has_been_asked = False
+
+    def run(self) -> Worker:
+        unleash(self._lifeline.fileno())
+        self._shrugging.__enter__()
+        signals.restore_mask(self._mask)
+        self._lifeline.send("hello", **self._introduction())
+        _tidy_memory()
+        while True:
+            self._wait()
+            for worker in list(self._workers):
+                self._report_if_ended(worker)
+            for message, _ in self._lifeline.receive():
+                self._has_been_asked = True
+                born = self._obey(message)
+                if born is not None:
+                    return born
+            if self._lifeline.has_ended:
+                self._end_without_supervisor()
+            if self._is_ending and not self._workers:
+                sys.exit(0)
+
+    def _introduction(self) -> dict[str, Any]:
+        import hotrestart
+
+        try:
+            status = os.stat("/proc/self/exe")
+            python = [status.st_dev, status.st_ino]
+        except OSError:
+            python = [0, 0]
+        return {
+            "protocol": PROTOCOL,
+            "version": hotrestart.__version__,
+            "library": os.path.dirname(os.path.dirname(os.path.abspath(hotrestart.__file__))),
+            "python": [*python, sys.executable],
+            "pid": os.getpid(),
+            "options": self._options.as_document(),
+        }
+
+    def _wait(self) -> None:
+        import select
+
+        poll = select.poll()
+        for each in (self._lifeline, *self._workers.values()):
+            poll.register(each, select.POLLIN)
+        poll.poll(None if processes.has_pidfd() or not self._workers else 1000)
+
+    def _obey(self, message: dict[str, Any]) -> Worker | None:
+        """Do what the supervisor says; in a new worker, the worker."""
+        if message["type"] == "fork":
+            return self._fork(message["worker"], message["place"])
+        if message["type"] == "become":
+            self._mask = signals.block(_MINE)
+            return self._born(self._lifeline, message["place"])
+        if message["type"] == "serving" and self._stderr != -1:
+            os.dup2(self._stderr, 2)
+        if message["type"] == "stop":
+            self._is_ending = True
+        return None
+
+    def _fork(self, number: int, place: int) -> Worker | None:
+        self._mask = signals.block(_MINE)
+        try:
+            theirs, ours = pair()
+            child = processes.fork()
+        except OSError as error:
+            signals.restore_mask(self._mask)
+            reason = f"no process or descriptor is to be had: {error.strerror}"
+            self._lifeline.send("exited", worker=number, status=processes.STATUS_UNKNOWN, reason=reason)
+            return None
+        if child is None:
+            for each in (theirs, self._lifeline, *self._workers.values()):
+                each.close()
+            exits.forget_the_parents()
+            return self._born(Lifeline(ours), place)
+        signals.restore_mask(self._mask)
+        self._workers[number] = child
+        watch = [] if child.pidfd == -1 else [child.pidfd]
+        self._lifeline.send("forked", theirs.fileno(), *watch, worker=number, pid=child.pid)
+        theirs.close()
+        ours.close()
+        return None
+
+    def _born(self, lifeline: Lifeline, place: int) -> Worker:
+        """A worker's first moments, in which signals wait."""
+        worker = Worker(lifeline, self._beats, place, self._options, self._stderr)
+        worker.enter()
+        signals.restore_mask(self._mask)
+        return worker
+
+    def _report_if_ended(self, number: int) -> None:
+        status = self._workers[number].poll()
+        if status is not None:
+            del self._workers[number]
+            self._lifeline.send("exited", worker=number, status=status, reason="")
+
+    def _end_without_supervisor(self) -> NoReturn:
+        """The supervisor is gone: no orphan serves."""
+        if not self._has_been_asked:
+            os._exit(1)  # it has never come to be; who was to become it is still there, and runs the exit handlers
+        for signum, seconds in (
+            (signal.SIGTERM, self._options.grace),
+            (signal.SIGABRT, _KNELL),
+            (signal.SIGKILL, _KNELL),
+        ):
+            for child in self._workers.values():
+                child.send_signal(signum)
+            deadline = monotonic() + seconds
+            for child in self._workers.values():
+                child.wait(max(0.0, deadline - monotonic()))
+        sys.exit(0)
+
+
+def _tidy_memory() -> None:
+    """What is there now stays for good: the collector shall not touch it in the workers, or the kernel copies it."""
+    import gc
+
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,157 @@
+"""A worker: a process that runs the user's `main()` under a supervisor, and ends after it.
+
+It never goes back to whoever has called `main()`: the frames below are those of the fork server, whose `finally` clauses
+and exit handlers are not a worker's. TERM asks it to drain, as often as it comes; the supervisor's death is a TERM too
+(`leash`). How long it may take is the supervisor's business.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from _thread import start_new_thread
+
+from .. import exits, role, signals, state
+from ..errors import LifelineError
+from ..leash import leash
+from ..sleeper import Sleeper
+from .beats import Pulse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Any, NoReturn
+
+    from ..options import Options
+    from .beats import Beats
+    from .lifeline import Lifeline
+
+__all__ = ["Worker"]
+
+_LONGEST_DETAIL = 16 * 1024  # characters of a traceback: a message goes with one system call
+
+
+class Worker:
+    """The role of this process from the fork to its end. Made in the main thread."""
+
+    def __init__(self, lifeline: Lifeline, beats: Beats, place: int, options: Options, stderr: int = -1) -> None:
+        """`stderr`: what standard error is to be once this worker serves, or -1."""
+        self.sleeper = Sleeper()
+        self.pulse = Pulse(beats, place, _with_jitter(options), lambda: self._tell("retire", why="max_jobs"))
+        self._lifeline, self._stderr = lifeline, stderr
+        self._is_ready = self._is_draining = False
+        # As a "restart" signal, for a second TERM must not cut the drain short: the fork server and the kernel may
+        # both send one when the supervisor dies.
+        self._handling = signals.handling(self.sleeper, restart=(signal.SIGTERM,), stop=(), on_restart=self.drain)
+
+    def enter(self) -> None:
+        """Take TERM, and watch over the supervisor."""
+        signals.shrugging().__enter__()
+        self._handling.__enter__()
+        role.current = self
+        leash(self._lifeline.fileno())
+        self._lifeline.receive()
+        if self._lifeline.has_ended:
+            self.drain()
+
+    def drain(self) -> None:
+        """Let the main loop end. In any thread and in a signal handler."""
+        state.end("stop")
+        self.sleeper.wake(for_good=True)
+        if not self._is_draining:
+            self._is_draining = True
+            start_new_thread(_call_back, ())
+
+    def run(self, main: Callable[[], object]) -> NoReturn:
+        """Call `main()` and end this process, with the status it has earned."""
+        try:
+            main()
+            status = 0
+        except BaseException as error:
+            status = self._judge(error)
+        self._end(status)
+
+    async def run_coroutine(self, main: Awaitable[object]) -> None:
+        """Await `main` and end this process as `asyncio.run` would; for any loop that runs coroutines."""
+        try:
+            await main
+            status = 0
+        except BaseException as error:
+            status = self._judge(error)
+        await _wind_up_asyncio()
+        self._end(status)
+
+    def ready(self) -> None:
+        """Tell the supervisor; what is printed goes straight to standard error from now on."""
+        if self._is_ready:
+            return
+        self._is_ready = True
+        if self._stderr != -1:
+            os.dup2(self._stderr, 2)
+        self._tell("ready")
+
+    def request_restart(self) -> None:
+        """Ask the supervisor for a restart of the program."""
+        self._tell("restart")
+
+    def request_stop(self) -> None:
+        """Ask the supervisor to stop the program."""
+        self._tell("stop")
+
+    def prepare_to_end(self) -> None:
+        """Nothing needs to be loaded: what lies on the disk is not a worker's concern."""
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        try:
+            self._lifeline.send(kind, **fields)
+        except LifelineError:
+            self.drain()  # nobody there any more
+
+    def _judge(self, error: BaseException) -> int:
+        """The exit status for what `main()` has raised, which is shown, and told to the supervisor."""
+        if isinstance(error, SystemExit):
+            if error.code is None or isinstance(error.code, int):
+                return error.code or 0
+            print(error.code, file=sys.stderr)
+            self._tell("failed", reason=str(error.code)[:500], detail="")
+            return 1
+        from traceback import format_exception
+
+        sys.excepthook(type(error), error, error.__traceback__)
+        lines = format_exception(type(error), error, error.__traceback__)
+        self._tell("failed", reason=lines[-1].strip()[:500], detail="".join(lines)[-_LONGEST_DETAIL:])
+        return 1
+
+    def _end(self, status: int) -> NoReturn:
+        self.pulse.rest()
+        exits.end_now(status)
+
+
+def _call_back() -> None:
+    if "hotrestart.callbacks" in sys.modules:
+        from .. import callbacks
+
+        callbacks.call_all_in_a_thread()
+
+
+def _with_jitter(options: Options) -> int:
+    """Not all workers shall be replaced at the same time."""
+    from random import SystemRandom
+
+    return round((options.max_jobs or 0) * (1 + options.jitter * SystemRandom().random()))
+
+
+async def _wind_up_asyncio() -> None:
+    """What `asyncio.run` does after the main coroutine; from inside, for it will not get the word again."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        loop = asyncio.get_running_loop()  # type: ignore[union-attr]
+    except (AttributeError, RuntimeError):
+        return  # somebody else's loop, which has its own way to end
+    others = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task(loop)]  # type: ignore[union-attr]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)  # type: ignore[union-attr]
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
