@@ -12,10 +12,11 @@ STARTING, READY, DRAINING, ABORTED, KILLED = "starting", "ready", "draining", "a
 
 NEVER = float("inf")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0  # between the replacements of a crash loop
+_STEADY = 5.0  # seconds of serving that end a crash loop
 
 
 class Process:
-    """A fork server or a worker. `deadline` is when its state has lasted too long, `since` when it began.
+    """A fork server or a worker. `deadline` is when its state has lasted too long, `since` when it got ready.
 
     `is_leaving`: it was told to end. `is_retiring`: it is to be replaced, and serves until then. `why`: what it is
     aborted for.
@@ -34,9 +35,9 @@ class Process:
         "why",
     )
 
-    def __init__(self, number: int, generation: int, *, is_server: bool, now: float, deadline: float) -> None:
+    def __init__(self, number: int, generation: int, *, is_server: bool) -> None:
         self.id, self.generation, self.is_server = number, generation, is_server
-        self.state, self.since, self.deadline = STARTING, now, deadline
+        self.state, self.since, self.deadline = STARTING, NEVER, NEVER
         self.is_leaving = self.is_retiring = False
         self.retire_at = NEVER
         self.why = ""
@@ -66,10 +67,18 @@ class Generation:
     def processes(self) -> list[Process]:
         return [*self.workers, *([self.server] if self.server else [])]
 
-    def note_a_death(self, served: bool, now: float) -> None:
-        """The more in a row, the longer until the next try; one that served for a while begins a new row."""
-        self.failures = 1 if served else self.failures + 1
-        self.not_before = now + min(_FIRST_PAUSE * 2.0 ** min(self.failures - 1, 20), _LONGEST_PAUSE)
+    def note_the_end_of(self, process: Process, now: float) -> None:
+        """The more in a row, the longer until the next try; one that has served for a while ends the row."""
+        if now >= self.not_before:  # else it is of the row that made the pause
+            survivors = [each for each in self.workers if each.state == READY and each.since >= self.not_before]
+            steady = any(now - each.since >= _STEADY for each in [*survivors, process])
+            self.failures = 1 if steady else self.failures + 1
+            self.not_before = now + min(_FIRST_PAUSE * 2.0 ** min(self.failures - 1, 20), _LONGEST_PAUSE)
+
+    @property
+    def is_failing(self) -> bool:
+        """One of its processes was aborted, and not for draining too long."""
+        return any(each.state in (ABORTED, KILLED) and not each.is_leaving for each in self.processes())
 
     def least_needed(self) -> list[Process]:
         """The workers that serve: those to be replaced first, then the oldest."""

@@ -34,12 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rollout"]
 
-_TIME_IS_UP = {  # state -> what is done, the next state, and how long that may last
-    STARTING: ("abort", ABORTED, 2.0),
-    DRAINING: ("abort", ABORTED, 2.0),
-    ABORTED: ("kill", KILLED, 5.0),
-}
-_STEADY = 5.0  # seconds of serving after which a death is no part of a crash loop
+_ABORT, _KILL = ("abort", ABORTED, 2.0), ("kill", KILLED, 5.0)  # what is done, the next state, how long it may last
 
 
 class Rollout:
@@ -57,7 +52,7 @@ class Rollout:
         self.current = self.coming = 0  # numbers; 0 for none
         self.stage, self.extra, self.status = "", 0, 0
         self.stages: dict[str, float] = {}
-        self.is_stopping = self._has_ended = False
+        self.is_stopping = self._was_told_to_stop = self._has_ended = False
         self._last_number, self._options, self._share = generation, options, share
         self._now = 0.0
         self._last_id = 0
@@ -80,16 +75,17 @@ class Rollout:
 
     def stop(self, now: float) -> list[Action]:
         """Everything drains and ends; asked for twice, at once."""
-        if self.is_stopping:
+        if self._was_told_to_stop:
             return self.quit(now)
-        self.is_stopping = True
+        self.is_stopping = self._was_told_to_stop = True
         return self._settle(now)
 
     def quit(self, now: float) -> list[Action]:
         """Everything is killed."""
-        self.is_stopping = True
+        self.is_stopping = self._was_told_to_stop = True
         for process in self._processes():
-            self._move(process, "kill", KILLED, now + 5.0)
+            if process.state != KILLED:
+                self._move(process, _KILL, now)
         return self._settle(now)
 
     def scale(self, by: int, now: float) -> list[Action]:
@@ -101,11 +97,12 @@ class Rollout:
 
     def ready(self, process: Process, now: float, options: Options | None = None) -> list[Action]:
         """A worker serves; a fork server has loaded the program, which has these options."""
-        if process.state == STARTING and process in self._processes():
+        is_its_word = process.is_server == (options is not None)
+        if is_its_word and process.state == STARTING and process in self._processes():
             process.state, process.since, process.deadline = READY, now, NEVER
             generation = self.generations[process.generation]
-            if process.is_server and options is not None:
-                self._loaded(generation, process, options, now)
+            if options is not None:
+                self._loaded(generation, options, now)
             elif generation.options.max_age is not None:
                 process.retire_at = now + generation.options.max_age * (1 + generation.options.jitter * self._share())
         return self._settle(now)
@@ -133,13 +130,13 @@ class Rollout:
 
     def deadline(self) -> float:
         """When `tick` is next wanted; infinity for never."""
-        times = [min(each.deadline, each.retire_at if each.state == READY else NEVER) for each in self._processes()]
+        times = [each.retire_at if each.state == READY else each.deadline for each in self._processes()]
+        waits = []
         if self.stage == "soak":
-            times.append(self._stage_began + self.generations[self.coming].options.soak)
-        current = self.generations.get(self.current)
-        if current is not None and current.not_before > self._now:
-            times.append(current.not_before)
-        return min(times, default=NEVER)
+            waits.append(self._stage_began + self.generations[self.coming].options.soak)
+        if self.current in self.generations:
+            waits.append(self.generations[self.current].not_before)
+        return min([*times, *(when for when in waits if when > self._now)], default=NEVER)
 
     @property
     def is_idle(self) -> bool:
@@ -149,6 +146,7 @@ class Rollout:
             generation is not None
             and len(self.generations) == 1
             and not self._queued
+            and generation.can_fork
             and all(each.state == READY and not each.is_retiring for each in generation.processes())
             and len(generation.workers) == self._wanted(generation)
         )
@@ -186,23 +184,25 @@ class Rollout:
                 continue
             if process.state == KILLED:
                 self._has_gone(process, "it cannot be killed", "", now)
-            else:
-                limit = self.generations[process.generation].options
+            elif process.state == ABORTED:
+                self._move(process, _KILL, now)
+            elif process.state == STARTING:
                 doing = "reach main()" if process.is_server else "get ready"
-                seconds = f"{limit.ready_timeout:g} s"
-                why = f"the new code did not {doing} within {seconds}" if process.state == STARTING else process.why
-                self._abort(process, why, now)
+                limit = self.generations[process.generation].options.ready_timeout
+                self._abort(process, f"the new code did not {doing} within {limit:g} s", now)
+            else:
+                self._abort(process, "", now)
 
     def _advance(self, now: float) -> None:
         """From stage to stage."""
         if self.is_stopping and self.coming:
             self._roll_back("the program stops", "", now, stage="stop")
-        if not self.coming:
+        generation = self.generations.get(self.coming)
+        if generation is None or generation.is_failing or generation.count(READY) < self._wanted(generation):
             return
-        generation = self.generations[self.coming]
-        if self.stage == "ready" and generation.count(READY) >= self._wanted(generation):
+        if self.stage == "ready":
             self._enter("soak", now)
-        if self.stage == "soak" and now >= self._stage_began + generation.options.soak:
+        if now >= self._stage_began + generation.options.soak:
             self._commit(now)
 
     def _commit(self, now: float) -> None:
@@ -216,15 +216,13 @@ class Rollout:
 
     def _roll_back(self, reason: str, detail: str, now: float, *, stage: str = "") -> None:
         """The coming generation is thrown away; if it is the very first, there is nothing to go back to."""
-        number, self.coming = self.coming, 0
-        failed_at = stage or self.stage
+        number, stage, self.coming = self.coming, stage or self.stage, 0
         self._enter("", now)
         self._conclude(
-            Outcome(False, generation=number, stage=failed_at, reason=reason, detail=detail, stages=self.stages), now
+            Outcome(False, generation=number, stage=stage, reason=reason, detail=detail, stages=self.stages), now
         )
-        if not self.current:
-            self.status = self.status if self.is_stopping else 1
-            self.is_stopping = True
+        if not self.current and not self.is_stopping:
+            self.is_stopping, self.status = True, 1
 
     def _fill(self, generation: Generation, now: float) -> None:
         """Start what is missing, drain what is too much."""
@@ -242,7 +240,10 @@ class Rollout:
             missing = min(missing, batch - generation.count(STARTING))
         missing = min(missing, self._room(generation)) if generation.can_fork and now >= generation.not_before else 0
         for _ in range(missing):
-            self._start(generation, now)
+            if generation.server is not None and not generation.options.preload:
+                self._become(generation, generation.server, now)
+            else:
+                self._start(generation, now)
 
     def _wind_up(self, generation: Generation, now: float) -> None:
         """Drain everybody; the fork server goes last, for it knows how its workers end."""
@@ -251,7 +252,7 @@ class Rollout:
                 self._drain(process, now)
         server = generation.server
         if server is not None and server.state == STARTING:
-            self._move(server, "kill", KILLED, now + 5.0)  # it has accepted nothing
+            self._move(server, _KILL, now)  # it has accepted nothing
         elif server is not None and server.state == READY and not generation.workers:
             self._drain(server, now)
         elif server is None and not generation.workers:
@@ -266,17 +267,11 @@ class Rollout:
         self._enter("load", now)
         self._start(self.generations[number], now, is_server=True)
 
-    def _loaded(self, generation: Generation, server: Process, options: Options, now: float) -> None:
+    def _loaded(self, generation: Generation, options: Options, now: float) -> None:
         generation.can_fork = True
-        if generation.number != self.coming or self.stage != "load":
-            return  # the fork server of the current generation is back
-        generation.options = options
-        self._enter("ready", now)
-        if not options.preload:
-            generation.server = None
-            server.is_server, server.state, server.deadline = False, STARTING, now + options.ready_timeout
-            generation.workers.append(server)
-            self._actions.append(("become", server))
+        if generation.number == self.coming:  # else the fork server of the current generation is back
+            generation.options = options
+            self._enter("ready", now)
 
     def _has_gone(self, process: Process, reason: str, detail: str, now: float) -> None:
         generation = self.generations[process.generation]
@@ -289,8 +284,7 @@ class Rollout:
         if generation.number == self.coming:
             self._roll_back(process.why or reason, detail, now)
         elif generation.number == self.current:
-            served = process.state != STARTING and now - process.since >= _STEADY
-            generation.note_a_death(served, now)
+            generation.note_the_end_of(process, now)
 
     def _revive(self, generation: Generation, now: float) -> None:
         """The current generation's fork server has died: its workers go on, and it is loaded again."""
@@ -299,25 +293,30 @@ class Rollout:
 
     def _start(self, generation: Generation, now: float, *, is_server: bool = False) -> None:
         self._last_id += 1
-        deadline = now + generation.options.ready_timeout
-        process = Process(self._last_id, generation.number, is_server=is_server, now=now, deadline=deadline)
+        process = Process(self._last_id, generation.number, is_server=is_server)
         if is_server:
             generation.server = process
         else:
             generation.workers.append(process)
-        self._actions.append(("start", process))
+        self._move(process, ("start", STARTING, generation.options.ready_timeout), now)
+
+    def _become(self, generation: Generation, server: Process, now: float) -> None:
+        """Without preload, what has loaded the program is its first worker."""
+        generation.server, server.is_server, server.since = None, False, NEVER
+        generation.workers.append(server)
+        self._move(server, ("become", STARTING, generation.options.ready_timeout), now)
 
     def _drain(self, process: Process, now: float) -> None:
         process.is_leaving = True
-        self._move(process, "drain", DRAINING, now + self.generations[process.generation].options.grace)
+        self._move(process, ("drain", DRAINING, self.generations[process.generation].options.grace), now)
 
     def _abort(self, process: Process, why: str, now: float) -> None:
         process.why = why
-        verb, state, seconds = _TIME_IS_UP.get(process.state, _TIME_IS_UP[STARTING])
-        self._move(process, verb, state, now + seconds)
+        self._move(process, _ABORT, now)
 
-    def _move(self, process: Process, verb: str, state: str, deadline: float) -> None:
-        process.state, process.deadline = state, deadline
+    def _move(self, process: Process, step: tuple[str, str, float], now: float) -> None:
+        verb, process.state, seconds = step
+        process.deadline = now + seconds
         self._actions.append((verb, process))
 
     def _enter(self, stage: str, now: float) -> None:
@@ -354,8 +353,9 @@ class Rollout:
     def _target(self, generation: Generation) -> int:
         """How many it is to have now: with `batch`, each new worker that is ready stands in for an old one."""
         if generation.number == self.coming:
-            return self._wanted(generation) if self.stage in ("ready", "soak") else 0
-        relieved = self.generations[self.coming].count(READY) if self.coming and self._batch() else 0
+            return 0 if generation.is_failing else self._wanted(generation)
+        coming = self.generations.get(self.coming)
+        relieved = coming.count(READY) if coming and not coming.is_failing and self._batch() else 0
         return max(0, self._wanted(generation) - relieved)
 
     def _room(self, generation: Generation) -> int:
