@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .callbacks import on_stop
     from .errors import HotRestartError
     from .inheritance import bequeath, inherited
-        from .listeners import listen
+    from .listeners import listen
     from .loop import worker_loop
     from .outcome import Outcome
     from .program import restartable
@@ -75,6 +75,10 @@ if command.VARIABLE in os.environ:
     from . import takeover
 
     takeover.take_over()
+    if takeover.membership is not None:
+        from .rolling import asking
+
+        asking.begin(takeover.membership.lifeline)
 
 
 def __getattr__(name: str) -> object:

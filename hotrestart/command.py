@@ -16,6 +16,8 @@ from time import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
@@ -69,6 +71,37 @@ class Command:
         self.fds: dict[int, tuple[int, int]] = {}
         if VARIABLE not in os.environ:
             self.note_what_was_given()
+
+    @classmethod
+    def of(cls, argv: Sequence[str], cwd: str | None = None, env: Mapping[str, str] | None = None) -> Command:
+        """Another program's: its interpreter's path first; `cwd` and `env` as here and now, if not given."""
+        from .errors import OptionError
+
+        if isinstance(argv, str) or not argv or not all(isinstance(each, str) for each in argv):
+            raise OptionError(f"a program is a list of arguments, its path first, not {argv!r}")
+        program = cls()
+        program.argv, program.executable, program.fds = list(argv), argv[0], {}
+        program.cwd = cwd if cwd is not None else _logical_directory()
+        program.env = dict(os.environ if env is None else env)
+        program.env.pop(VARIABLE, None)
+        program.is_preflight, program.helpers, program.since = False, [], time()
+        return program
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Command:
+        """What `as_document` has put down, perhaps in another process."""
+        program = cls.__new__(cls)
+        for name in cls.__slots__:
+            setattr(program, name, document[name])
+        program.fds = {int(fd): (device, inode) for fd, (device, inode) in document["fds"].items()}
+        return program
+
+    def as_document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            **{name: getattr(self, name) for name in self.__slots__},
+            "fds": {str(fd): i for fd, i in self.fds.items()},
+        }
 
     def note_what_was_given(self) -> None:
         """Note mask, ignored signals and descriptors; a later generation is told what the first one noted."""

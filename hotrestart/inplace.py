@@ -22,6 +22,10 @@ from time import sleep, time
 from . import command, role, signals, state
 from .sleeper import Sleeper
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .options import Options
+
 __all__ = ["InPlace"]
 
 _ENOUGH_PREFLIGHTS = 3  # in a row, when requests come faster than the code loads and nothing has changed meanwhile
@@ -33,12 +37,12 @@ _QUIET = 0.5  # seconds: most programs have ended by then, and need not share th
 class InPlace:
     """This process as a program that restarts in place. One at a time; made and entered in the main thread."""
 
-    def __init__(self, *, preflight: bool = True, ready_timeout: float = 60.0, grace: float = 30.0) -> None:
+    def __init__(self, options: Options) -> None:
         self._may_restart = os.getpid() == command.first.pid  # a forked child is no program of its own
         if self._may_restart:
             command.first.check()
         self.sleeper = Sleeper()
-        self._preflight, self._ready_timeout, self._grace = preflight, ready_timeout, grace
+        self._preflight, self._ready_timeout, self._grace = options.preflight, options.ready_timeout, options.grace
         self._handling = signals.handling(
             self.sleeper,
             restart=signals.RESTART if self._may_restart else (),

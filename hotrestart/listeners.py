@@ -20,6 +20,7 @@ from .errors import AddressError, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 __all__ = ["adopt", "hand_over", "listen"]
@@ -52,6 +53,9 @@ _lock = allocate_lock()
 _asked_systemd = False
 _shared = False  # with the generation before, which serves
 
+elsewhere: Callable[..., int] | None = None
+"""In a process under a supervisor: has an address bound there, where it outlives this process; its descriptor."""
+
 
 def listen(
     address: str | tuple[str, int],
@@ -83,6 +87,11 @@ def listen(
     with _lock:
         _take_from_systemd()
         found = _find(str(wanted), name)
+        if found is None and elsewhere is not None:
+            options = {"backlog": backlog, "reuse_port": reuse_port, "mode": mode, "owner": owner}
+            bound = _adopted(elsewhere(str(wanted), name=name, **options))
+            found = _Listener(bound, str(wanted), name, is_old=_shared)
+            _listeners.append(found)
         if found is None:
             found = _Listener(_bind(wanted, reuse_port, mode, owner), str(wanted), name)
             _listeners.append(found)
@@ -103,6 +112,15 @@ def hand_over() -> list[dict[str, Any]]:
                 continue
             handed_over.append({"fd": each.fd, "inode": inode, "address": each.address, "name": each.name})
     return handed_over
+
+
+def let_go(address: str, name: str | None) -> None:
+    """Close what was handed out for this; who has a duplicate keeps it. What systemd has passed stays."""
+    with _lock:
+        found = _find(address, name)
+        if found is not None and not found.from_systemd:
+            _listeners.remove(found)
+            found.socket.close()
 
 
 def systemd_fds() -> list[int]:

@@ -12,12 +12,14 @@ import sys
 
 from . import state
 
-__all__ = ["error", "info", "last_words", "warning"]
+__all__ = ["error", "info", "last_words", "pass_on", "straight_to_stderr", "warning"]
+
+_straight = False
 
 
 def info(message: str) -> None:
     """Tell of something that went as it should."""
-    if "logging" in sys.modules:
+    if _straight or "logging" in sys.modules:
         _write(20, message)
 
 
@@ -32,11 +34,33 @@ def error(message: str, detail: str = "") -> None:
 
 
 def _write(level: int, message: str, detail: str = "") -> None:
+    below = "".join(f"\n    {line}" for line in detail.splitlines())
+    if _straight:
+        pass_on(f"hotrestart: {message} [pid {os.getpid()}, generation {state.generation}]{below}\n".encode())
+        return
     import logging
 
-    below = "".join(f"\n    {line}" for line in detail.splitlines())
     where = (os.getpid(), state.generation)
     logging.getLogger("hotrestart").log(level, "%s [pid %d, generation %d]%s", message, *where, below)
+
+
+def straight_to_stderr() -> None:
+    """In a process without a logging configuration of its own, the bare supervisor: each line goes to descriptor 2."""
+    global _straight
+    _straight = True
+
+
+def pass_on(output: bytes) -> None:
+    """Write what another process has printed to descriptor 2; what there is no room for is lost, nobody waits."""
+    import select
+
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    try:
+        while output and poll.poll(0):
+            output = output[os.write(2, output[:4096]) :]  # PIPE_BUF: that much goes at once
+    except OSError:
+        pass  # closed, or nobody reads it
 
 
 def last_words(message: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from . import state
-from .program import Running, check_options
+from . import role, state
+from .options import Options
+from .program import Running
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from .inplace import InPlace
+    from .role import Role
+    from .rolling.beats import Pulse
     from .sleeper import File, Sleeper
 
 __all__ = ["WorkerLoop", "worker_loop"]
@@ -34,9 +36,9 @@ def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: f
     ...         woken = loop.sleep(0.001)
     ...         break
     """
-    return WorkerLoop(
-        Running(check_options(preflight=preflight, ready_timeout=ready_timeout, grace=grace), for_good=False)
-    )
+    around = Running(Options(preflight=preflight, ready_timeout=ready_timeout, grace=grace), for_good=False)
+    pulse = getattr(role.current, "pulse", None)
+    return WorkerLoop(around) if pulse is None else _BeatingLoop(around, pulse)
 
 
 class WorkerLoop:
@@ -44,7 +46,7 @@ class WorkerLoop:
 
     __slots__ = ("_around", "_program")
 
-    _program: InPlace
+    _program: Role
 
     def __init__(self, around: Running) -> None:
         self._around = around
@@ -93,3 +95,41 @@ class WorkerLoop:
             from .errors import HotRestartError
 
             raise HotRestartError("enter the loop first: with hotrestart.worker_loop() as loop") from None
+
+
+class _BeatingLoop(WorkerLoop):
+    """The loop of a worker under a supervisor, which sees whether it turns."""
+
+    __slots__ = ("_pulse",)
+
+    def __init__(self, around: Running, pulse: Pulse) -> None:
+        super().__init__(around)
+        self._pulse = pulse
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._pulse.rest()
+        super().__exit__(kind, error, trace)
+
+    @property
+    def running(self) -> bool:
+        self._pulse.turn()
+        return not state.should_stop
+
+    def __iter__(self) -> Iterator[int]:
+        for turn in super().__iter__():
+            self._pulse.turn()
+            yield turn
+
+    def sleep(self, timeout: float | None = None) -> bool:
+        self._pulse.rest()
+        try:
+            return super().sleep(timeout)
+        finally:
+            self._pulse.work()
+
+    def wait(self, *files: File, timeout: float | None = None) -> list[File]:
+        self._pulse.rest()
+        try:
+            return super().wait(*files, timeout=timeout)
+        finally:
+            self._pulse.work()

@@ -64,6 +64,14 @@ class Options:
         if workers is None:
             self._refuse_what_needs_workers()
 
+    @classmethod
+    def checked(cls, options: dict[str, Any]) -> Options:
+        """What was given as keyword arguments."""
+        unknown = [name for name in options if name not in cls.__slots__]
+        if unknown:
+            raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(cls.__slots__)}")
+        return cls(**options)
+
     def as_document(self) -> dict[str, Any]:
         """As plain data, for JSON; `Options(**document)` is the way back."""
         return {name: getattr(self, name) for name in self.__slots__}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from . import command, fds, inheritance, processes, takeover
+from . import command, fds, inheritance, last_words, processes, takeover
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ else:
 
 __all__ = ["Verdict", "check"]
 
-_TAIL = 64 * 1024  # bytes of output that are kept
-_QUOTED = 20  # lines of them that are shown
 _ABORT_GRACE = 2.0  # seconds for the stack dump
 
 
@@ -124,7 +122,7 @@ class _Run:
 
     def _read(self) -> None:
         output, self._output_has_ended = _read_now(self._output_fd)
-        self.output = (self.output + output)[-_TAIL:]
+        self.output = (self.output + output)[-last_words.TAIL :]
         self.report += _read_now(self._report_fd)[0]
 
     def close(self) -> None:
@@ -137,28 +135,14 @@ class _Run:
         assert self.child is not None
         if self.report == takeover.LOADED and not self.hung:
             return Verdict(True)
-        lines = self.output.decode(errors="replace").rstrip().splitlines()
-        detail = "\n".join(lines[-_QUOTED:])
+        lines = last_words.lines_of(self.output)
+        detail = last_words.quoted(lines)
         if self.hung:
             return Verdict(False, f"the new code did not reach main() within {timeout:g} s", detail)
         if self.report == takeover.STALE:
             return Verdict(False, "the code on disk changes faster than it loads", detail, is_stale=True)
-        code = self.child.exit_code or 0
-        if code < 0 and code != processes.STATUS_UNKNOWN:
-            return Verdict(False, f"the new code was killed by signal {-code} before it reached main()", detail)
-        if (raised := _what_was_raised(lines)) is not None:
-            return Verdict(False, raised, detail)
-        said = f": {lines[-1]}" if lines else ""
-        return Verdict(False, f"the new code ended before it called main(){said}", detail)
-
-
-def _what_was_raised(lines: list[str]) -> str | None:
-    """The line of a traceback that names the exception: the first one after the last frame that is not indented."""
-    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
-    for line in lines[frames[-1] :] if frames else ():
-        if line and not line[0].isspace():
-            return line
-    return None
+        reason = last_words.why_it_ended("the new code", "before it called main()", self.child.exit_code, lines)
+        return Verdict(False, reason, detail)
 
 
 def _pipe(ours: list[int], theirs: list[int]) -> tuple[int, int]:
@@ -173,7 +157,7 @@ def _pipe(ours: list[int], theirs: list[int]) -> tuple[int, int]:
 def _read_now(fd: int) -> tuple[bytes, bool]:
     """What can be read without waiting, and whether that was the end."""
     data = b""
-    while len(data) <= _TAIL:
+    while len(data) <= last_words.TAIL:
         try:
             chunk = os.read(fd, 65536)
         except BlockingIOError:

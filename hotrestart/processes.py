@@ -48,21 +48,29 @@ class Child:
     """A process that this one has started. Use it from one thread at a time; a forked or exec'ed process has no use
     for it."""
 
-    def __init__(self, pid: int, alive: int | None = None, *, own_group: bool = False) -> None:
+    def __init__(
+        self, pid: int, alive: int | None = None, *, pidfd: int | None = None, own_group: bool = False
+    ) -> None:
         """`pid`: a child of this process. `alive`: without pidfd, a pipe that ends when the child does; ours now.
-        `own_group`: it leads a process group, of which nobody shall be left when it has ended."""
+        `pidfd`: the pidfd, if there is one already; ours now. `own_group`: it leads a process group, of which nobody
+        shall be left when it has ended."""
         self.pid = pid
         self._own_group = own_group
         self.exit_code: int | None = None
         """The exit status, or minus the signal's number, as in `subprocess`; None while it runs, and
         `STATUS_UNKNOWN` if somebody else has reaped it."""
         self._alive = -1 if alive is None else alive
-        self._pidfd = os.pidfd_open(pid) if alive is None else -1
+        self._pidfd = pidfd if pidfd is not None else os.pidfd_open(pid) if alive is None else -1
 
     @property
     def pidfd(self) -> int:
         """The child's pidfd, which may be given to others; -1 where there is no such thing, and once it is reaped."""
         return self._pidfd
+
+    @property
+    def can_be_watched(self) -> bool:
+        """Whether `fileno()` can be waited for: it has not been reaped, and there is something to see its end by."""
+        return self._pidfd != -1 or self._alive != -1
 
     def fileno(self) -> int:
         """A descriptor that is readable once the child has ended."""
@@ -220,10 +228,10 @@ def fork_worker(function: Callable[..., object], *args: object, keep: Iterable[i
     """Fork a child that calls `function(*args)` and ends: with status 0, with what `sys.exit` says, or 1 if it raises.
 
     The child has all our descriptors, or, with `keep`, the standard streams and these only. It runs the exit handlers
-    that it registers itself and none of ours, and returns to none of our frames. Signals that `signals.handling` handles
-    here have in the child what they had before, from its first moment. What is buffered in the standard streams is
-    written first, once. To be called in the main thread of a program without other threads: their locks stay locked
-    in the child. Raises OSError.
+    that it registers itself and none of ours, and returns to none of our frames. A signal that `signals.handling`
+    handles here does in the child what it did before, from the first moment. What is buffered in the standard streams
+    is written first, once. For the main thread of a program without other threads, whose locks would stay locked in
+    the child. Raises OSError.
     """
     from . import exits
 

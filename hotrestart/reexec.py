@@ -182,6 +182,7 @@ def legacy() -> tuple[dict[str, Any], set[int]]:
         "held": [int(n) for n in signals.RESTART if n not in command.first.blocked],
         "since": command.first.since,
         "helpers": _children_that_will_end(),
+        "member": [],
         "report": -1,
         "timeout": 0,
     }

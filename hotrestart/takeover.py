@@ -50,6 +50,7 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
     "held": list,
     "since": (int, float),
     "helpers": list,
+    "member": list,
     "report": int,
     "timeout": (int, float),
 }
@@ -125,8 +126,6 @@ def _check(document: dict[str, Any]) -> None:
     for key, kind in _SHAPE.items():
         if not isinstance(document[key], kind) or isinstance(document[key], bool):
             raise ValueError(f"{key} is {document[key]!r}")
-    if document["role"] == "member" and not _are_numbers(*document["member"], highest=2**31 - 1):
-        raise ValueError(f"member is {document['member']!r}")
     if document["role"] not in ("generation", "preflight", "member"):
         raise ValueError(f"role is {document['role']!r}")
     for each in document["listeners"]:
@@ -139,8 +138,8 @@ def _check(document: dict[str, Any]) -> None:
     for fd, (device, inode) in document["fds"].items():
         if not _are_numbers(int(fd), device, inode):
             raise ValueError("a given descriptor is no number")
-    if not _are_numbers(*document["helpers"], highest=2**31 - 1):
-        raise ValueError("a child is no number")
+    if not _are_numbers(*document["helpers"], *document["member"], highest=2**31 - 1):
+        raise ValueError("a child or a descriptor is no number")
     if not _are_numbers(*document["blocked"], *document["ignored"], *document["held"], highest=64):
         raise ValueError("a signal is no number")
 

@@ -24,8 +24,14 @@ class Beats:
     """The page. `fd`: one that another process has made; it is not closed here. Shared after fork, gone after exec."""
 
     def __init__(self, fd: int | None = None) -> None:
+        self._is_mine = fd is None
         self.fd = _memory() if fd is None else fd
         self.numbers = memoryview(mmap.mmap(self.fd, _SIZE)).cast("Q")
+
+    def close(self) -> None:
+        """Give the descriptor back; the page stays as long as somebody uses it."""
+        if self._is_mine:
+            os.close(self.fd)
 
 
 class Pulse:

@@ -1,9 +1,9 @@
 """The fork server: the process of a generation that has loaded the program once, and forks its workers.
 
-It sleeps in a poll on its lifeline and on its children, and runs nothing of the user's after the import. Its workers are
-its children, so it alone can reap them and say how they ended; by pid, for other children may be the program's own.
-A worker is born with all signals blocked until it has handlers of its own, or a TERM sent at once would be swallowed by
-the parent's or kill it halfway.
+It sleeps in a poll on its lifeline and on its children, and runs nothing of the user's after the import. Its workers
+are its children, so it alone can reap them and say how they ended; by pid, for other children may be the program's own.
+In a worker's first moments all signals are blocked, until it has handlers of its own: a TERM that is sent at once would
+be swallowed by the parent's, or kill it halfway.
 """
 
 from __future__ import annotations
@@ -26,24 +26,29 @@ if TYPE_CHECKING:
     from ..processes import Child
     from .beats import Beats
 
-__all__ = ["serve"]
+__all__ = ["MINE", "serve"]
 
-_MINE = (*signals.FOR_SUPERVISORS, signal.SIGTERM)
+MINE = (*signals.FOR_SUPERVISORS, signal.SIGTERM)
+"""What a fork server and a new worker are not to be disturbed by."""
+
 _KNELL = 2.0  # seconds between ABRT and KILL, for a dump of the stacks
 
 
-def serve(lifeline: Lifeline, beats: Beats, options: Options, stderr: int = -1) -> Worker:
+def serve(lifeline: Lifeline, beats: Beats, options: Options, *, mask: list[int], stderr: int = -1) -> Worker:
     """Tell the supervisor that the program is loaded, and fork workers for it. Returns in each worker; the fork
-    server itself ends with SystemExit, so that the program's `finally` clauses and exit handlers run, once."""
-    return _ForkServer(lifeline, beats, options, stderr).run()
+    server itself ends with SystemExit, so that the program's `finally` clauses and exit handlers run, once.
+
+    `MINE` are blocked; `mask` is the signal mask to go back to. `stderr`: see `Worker`.
+    """
+    return _ForkServer(lifeline, beats, options, mask, stderr).run()
 
 
 class _ForkServer:
-    def __init__(self, lifeline: Lifeline, beats: Beats, options: Options, stderr: int) -> None:
+    def __init__(self, lifeline: Lifeline, beats: Beats, options: Options, mask: list[int], stderr: int) -> None:
         self._lifeline, self._beats, self._options, self._stderr = lifeline, beats, options, stderr
         self._workers: dict[int, Child] = {}
-        self._mask = signals.block([signal.SIGTERM])
-        self._shrugging = signals.shrugging(_MINE)
+        self._mask = mask
+        self._shrugging = signals.shrugging(MINE)
         self._is_ending = self._has_been_asked = False
 
     def run(self) -> Worker:
@@ -79,7 +84,6 @@ class _ForkServer:
             "version": hotrestart.__version__,
             "library": os.path.dirname(os.path.dirname(os.path.abspath(hotrestart.__file__))),
             "python": [*python, sys.executable],
-            "pid": os.getpid(),
             "options": self._options.as_document(),
         }
 
@@ -87,8 +91,8 @@ class _ForkServer:
         import select
 
         poll = select.poll()
-        for each in (self._lifeline, *self._workers.values()):
-            poll.register(each, select.POLLIN)
+        for fd in (self._lifeline.fileno(), *[each.fileno() for each in self._workers.values()]):
+            poll.register(fd, select.POLLIN)
         poll.poll(None if processes.has_pidfd() or not self._workers else 1000)
 
     def _obey(self, message: dict[str, Any]) -> Worker | None:
@@ -96,7 +100,7 @@ class _ForkServer:
         if message["type"] == "fork":
             return self._fork(message["worker"], message["place"])
         if message["type"] == "become":
-            self._mask = signals.block(_MINE)
+            self._mask = signals.block(MINE)
             return self._born(self._lifeline, message["place"])
         if message["type"] == "serving" and self._stderr != -1:
             os.dup2(self._stderr, 2)
@@ -105,7 +109,7 @@ class _ForkServer:
         return None
 
     def _fork(self, number: int, place: int) -> Worker | None:
-        self._mask = signals.block(_MINE)
+        self._mask = signals.block(MINE)
         try:
             theirs, ours = pair()
             child = processes.fork()
@@ -115,7 +119,9 @@ class _ForkServer:
             self._lifeline.send("exited", worker=number, status=processes.STATUS_UNKNOWN, reason=reason)
             return None
         if child is None:
-            for each in (theirs, self._lifeline, *self._workers.values()):
+            theirs.close()
+            self._lifeline.close()
+            for each in self._workers.values():
                 each.close()
             exits.forget_the_parents()
             return self._born(Lifeline(ours), place)

@@ -40,7 +40,7 @@ _MAYBE_STR = (str, type(None))
 
 MESSAGES: dict[str, dict[str, Any]] = {
     # from a process that has come to the door of main(): what it is, and what it wants
-    "hello": {"protocol": int, "version": str, "library": str, "python": list, "pid": int, "options": dict},
+    "hello": {"protocol": int, "version": str},  # and, in this protocol: options, library, python
     "stale": {},  # it has loaded old bytecode, dropped that, and wants another try
     # from a fork server
     "forked": {"worker": int, "pid": int},  # with the worker's lifeline, and its pidfd where there is such a thing

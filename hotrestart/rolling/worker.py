@@ -1,8 +1,8 @@
 """A worker: a process that runs the user's `main()` under a supervisor, and ends after it.
 
-It never goes back to whoever has called `main()`: the frames below are those of the fork server, whose `finally` clauses
-and exit handlers are not a worker's. TERM asks it to drain, as often as it comes; the supervisor's death is a TERM too
-(`leash`). How long it may take is the supervisor's business.
+It never goes back to whoever has called `main()`: the frames below are those of the fork server, whose `finally`
+clauses and exit handlers are not a worker's. TERM asks it to drain, as often as it comes; the supervisor's death is a
+TERM too (`leash`). How long it may take is the supervisor's business.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .. import exits, role, signals, state
 from ..errors import LifelineError
 from ..leash import leash
 from ..sleeper import Sleeper
+from . import asking
 from .beats import Pulse
 
 TYPE_CHECKING = False
@@ -50,6 +51,7 @@ class Worker:
         signals.shrugging().__enter__()
         self._handling.__enter__()
         role.current = self
+        asking.begin(self._lifeline)
         leash(self._lifeline.fileno())
         self._lifeline.receive()
         if self._lifeline.has_ended:

@@ -1,0 +1,105 @@
+"""The door of `main()` in a program with `workers=`: supervisor and fork server are on this side, workers go through.
+
+The process that the user has started arrives here with the whole program in it. It forks the first fork server from
+itself, so that nothing is imported twice, and execs into the bare supervisor: the pid stays, and nothing of the program
+stays with it. If the program has threads by now a fork would take their locks along, so the supervisor starts the first
+fork server afresh, like all later ones, which arrive here with a lifeline.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .. import bytecode, command, listeners, processes, reexec, role, signals, state, takeover
+from . import asking, bare
+from .beats import Beats
+from .forkserver import MINE, serve
+from .lifeline import Lifeline, pair
+from .worker import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..options import Options
+
+__all__ = ["enter"]
+
+
+def enter(options: Options) -> Worker:
+    """Become a program with workers. Returns in the workers only.
+
+    In the main thread, outside of an event loop. Raises NotRestartableError, WrongThreadError, and OSError if the
+    supervisor cannot be started.
+    """
+    _check()
+    member = takeover.membership
+    if member is None:
+        return _start_supervision(options)
+    mask = signals.block(MINE)
+    assert asking.lifeline is not None
+    if bytecode.drop_stale(command.first.since):
+        asking.lifeline.send("stale")
+        os._exit(0)  # nobody's exit handlers: it has never been
+    return serve(asking.lifeline, Beats(member.beats), options, mask=mask, stderr=member.stderr)
+
+
+def _check() -> None:
+    from threading import current_thread, main_thread
+
+    from ..errors import HotRestartError, WrongThreadError
+
+    command.first.check()
+    if current_thread() is not main_thread():
+        raise WrongThreadError("workers are forked in the main thread: call main() there")
+    if role.current is not None:
+        raise HotRestartError("a program that restarts in place runs here already: it cannot have workers as well")
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None and asyncio._get_running_loop() is not None:
+        raise HotRestartError("workers cannot share an event loop: call main() outside of it, as asyncio.run(main())")
+
+
+def _start_supervision(options: Options) -> Worker:
+    reexec.flush_streams()
+    is_restart_due = signals.take_held()
+    mask = signals.block(bare.SIGNALS)
+    beats = Beats()
+    ours, theirs = pair()
+    server: list[int] = []
+    try:
+        if _is_alone():
+            child = processes.fork()
+            if child is None:
+                ours.close()
+                command.first.pid = os.getpid()
+                return serve(asking.begin(Lifeline(theirs)), beats, options, mask=mask)
+            server = [child.pid, ours.fileno()]
+        bare.become(_document(options, beats, server, is_restart_due), {beats.fd, ours.fileno()})
+    finally:
+        if command.first.pid == os.getpid():  # the exec has failed: the fork server ends with its lifeline
+            ours.close()
+            theirs.close()
+            signals.restore_mask(mask)
+
+
+def _document(options: Options, beats: Beats, server: list[int], is_restart_due: bool) -> dict[str, Any]:
+    return {
+        "command": command.first.as_document(),
+        "options": options.as_document(),
+        "generation": state.generation,
+        "listeners": listeners.hand_over(),
+        "beats": beats.fd,
+        "server": server,
+        "restart": is_restart_due,
+    }
+
+
+def _is_alone() -> bool:
+    """Whether this process has one thread, libraries' own counted."""
+    import threading
+
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return threading.active_count() == 1

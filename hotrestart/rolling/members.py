@@ -1,0 +1,110 @@
+"""The processes under a supervisor, as it sees them: by lifeline and pidfd, whoever their parent is."""
+
+from __future__ import annotations
+
+import os
+
+from .. import last_words, log
+from ..processes import STATUS_UNKNOWN, Child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .beats import Watch
+    from .generation import Process
+    from .lifeline import Lifeline
+
+__all__ = ["Grandchild", "Member", "Relay"]
+
+
+class Grandchild(Child):
+    """A process that somebody else will reap: its end can be seen, and its status is told by its parent."""
+
+    def __init__(self, pid: int, pidfd: int = -1) -> None:
+        super().__init__(pid, pidfd=pidfd)
+
+    def poll(self) -> int | None:
+        """`STATUS_UNKNOWN` once it has ended, None while it runs."""
+        return self.exit_code
+
+
+class Relay:
+    """What a generation that is getting ready prints to standard error: shown at once, and its end is kept."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.tail, self.has_ended = fd, b"", False
+        os.set_blocking(fd, False)
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def pump(self) -> None:
+        """Pass on what has come."""
+        while not self.has_ended:
+            try:
+                data = os.read(self.fd, 65536)
+            except BlockingIOError:
+                return
+            self.has_ended = not data
+            self.tail = (self.tail + data)[-last_words.TAIL :]
+            log.pass_on(data)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Member:
+    """One process. `child` is None until the fork server has told its pid, and `due` the signals that it gets then;
+    `home` is where its interpreter and its hotrestart are; `reason` and `detail`: why it fails, if it has said so."""
+
+    __slots__ = (
+        "child",
+        "detail",
+        "due",
+        "ended_at",
+        "home",
+        "lifeline",
+        "place",
+        "process",
+        "reason",
+        "relay",
+        "watch",
+        "watched",
+    )
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.child: Child | None = None
+        self.lifeline: Lifeline | None = None
+        self.relay: Relay | None = None
+        self.watch: Watch | None = None
+        self.place = self.watched = -1
+        self.due: list[int] = []
+        self.reason = self.detail = ""
+        self.home: list[Any] = []
+        self.ended_at: float | None = None
+
+    def __str__(self) -> str:
+        what = "fork server" if self.process.is_server else "worker"
+        pid = self.child.pid if self.child is not None else "not forked yet"
+        return f"{what} {pid} of generation {self.process.generation}"
+
+    def send_signals(self, *numbers: int) -> None:
+        """Now, or as soon as there is a process to send them to."""
+        if self.child is None:
+            self.due += numbers
+        else:
+            for number in numbers:
+                self.child.send_signal(number)
+
+    def why_it_ended(self, status: int) -> tuple[str, str]:
+        """The reason in one line, and the end of what it said."""
+        if self.reason:
+            return self.reason, self.detail
+        lines = last_words.lines_of(self.relay.tail) if self.relay is not None else []
+        if self.process.is_server:
+            reason = last_words.why_it_ended("the new code", "before it called main()", status, lines)
+            return reason, last_words.quoted(lines)
+        how = f"was killed by signal {-status}" if STATUS_UNKNOWN < status < 0 else f"ended with status {status}"
+        return f"a worker {'is gone' if status == STATUS_UNKNOWN else how}", last_words.quoted(lines)

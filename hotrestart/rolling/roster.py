@@ -1,0 +1,323 @@
+"""The roster: the members of a program under supervision, and what they say and do, told as events of the rollout.
+
+A worker's end is seen by its pidfd, and its status is told by its fork server: whichever comes first, what it has said
+last (why it failed) is read before it counts as gone.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+from time import monotonic
+
+from .. import log
+from ..errors import LifelineError
+from ..options import Options
+from ..processes import STATUS_UNKNOWN
+from .beats import PLACES, Beats, Watch
+from .generation import DRAINING, NEVER, READY
+from .lifeline import PROTOCOL, Lifeline
+from .listening import Listening
+from .members import Grandchild, Member
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+
+__all__ = ["Roster"]
+
+_STATUS_MAY_TAKE = 1.0  # seconds from the end of a worker until its fork server has told the status
+_RSS_EVERY = 5.0  # seconds between two looks at the memory of workers that have a limit
+
+
+class Roster:
+    """`happened(event, *about)` is called for each event of `Rollout`; `load_again(member)` when one wants that.
+    `limits()`: the options of each generation."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        beats: Beats,
+        happened: Callable[..., None],
+        load_again: Callable[[Member], None],
+        limits: Callable[[], dict[int, Options]],
+    ) -> None:
+        self.members: dict[int, Member] = {}
+        self.listening = Listening()
+        self.beats = beats
+        self._selector, self._happened, self._load_again, self._limits = selector, happened, load_again, limits
+        self._places = list(range(PLACES))
+        self._next_rss = 0.0
+
+    def adopt(self, member: Member) -> None:
+        """Listen to a member from now on."""
+        self.members[member.process.id] = member
+        if member.lifeline is not None:
+            self._selector.register(member.lifeline, selectors.EVENT_READ, lambda: self._on_lifeline(member))
+        if member.child is not None and member.child.can_be_watched:
+            member.watched = member.child.fileno()
+            self._selector.register(member.watched, selectors.EVENT_READ, lambda: self._on_end(member))
+        if member.relay is not None:
+            self._selector.register(member.relay, selectors.EVENT_READ, lambda: self._on_output(member))
+
+    def post(self, member: Member, kind: str, **fields: Any) -> None:
+        """Send a message, now or when there is room."""
+        if member.lifeline is not None:
+            member.lifeline.post(kind, **fields)
+            self._look_for_room(member)
+
+    def take_place(self, member: Member) -> int:
+        """A place on the page of beats."""
+        member.place = self._places.pop(0)
+        self.beats.numbers[member.place] = 0
+        return member.place
+
+    def forget(self, member: Member) -> None:
+        """Let go of a member that has ended, or that is to be started anew."""
+        self.members.pop(member.process.id, None)
+        self._drop_lifeline(member)
+        if member.relay is not None:
+            member.relay.pump()
+            self._unregister(member.relay)
+            member.relay.close()
+        if member.child is not None:
+            self._unregister(member.watched)
+            member.child.close()
+        if member.place != -1:
+            self._places.append(member.place)
+
+    def send_signal(self, number: int) -> None:
+        """To every worker."""
+        for member in list(self.members.values()):
+            if not member.process.is_server:
+                member.send_signals(number)
+
+    def reap_all(self) -> None:
+        """For pid 1, whose children are all the orphans there are."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            for member in list(self.members.values()):
+                if member.child is not None and member.child.pid == ended.si_pid:
+                    self._on_end(member)
+            try:
+                os.waitpid(ended.si_pid, os.WNOHANG)
+            except ChildProcessError:
+                continue  # the member's own end has been noted
+
+    def distrust(self, member: Member, reason: str) -> None:
+        """What it says makes no sense, so nothing that it does can be relied upon."""
+        member.reason = reason
+        log.error(f"{member}: {reason}; killing it")
+        member.send_signals(signal.SIGKILL)
+        self._drop_lifeline(member)
+
+    def close(self) -> None:
+        """Let go of all."""
+        for member in list(self.members.values()):
+            self.forget(member)
+        self.listening.close()
+
+    # -- the passing of time ----------------------------------------------------------------------------------------
+
+    def deadline(self, now: float) -> float:
+        """When `look` is next wanted; infinity for never."""
+        times = [member.ended_at + _STATUS_MAY_TAKE for member in self.members.values() if member.ended_at is not None]
+        times += [watch.deadline(self.beats.numbers[member.place], now) for member, watch in self._watched()]
+        if any(each.max_rss is not None for each in self._limits().values()):
+            times.append(self._next_rss)
+        return min(times, default=NEVER)
+
+    def look(self, now: float) -> None:
+        """Look for workers that hang, have grown too big, or whose status nobody tells."""
+        for member, watch in list(self._watched()):
+            if now >= watch.deadline(self.beats.numbers[member.place], now):
+                self._happened("hung", member.process, f"no turn of its loop for {watch.timeout:g} s")
+        for member in list(self.members.values()):
+            if member.ended_at is not None and now >= member.ended_at + _STATUS_MAY_TAKE:
+                self._gone(member, STATUS_UNKNOWN)
+        if now >= self._next_rss:
+            self._next_rss = now + _RSS_EVERY
+            self._look_for_the_fat()
+
+    def _look_for_the_fat(self) -> None:
+        limits = self._limits()
+        for member in list(self.members.values()):
+            limit = limits[member.process.generation].max_rss
+            if limit and member.process.state == READY and member.child and _resident(member.child.pid) > limit:
+                self._happened("retire", member.process)
+
+    def _watched(self) -> Iterator[tuple[Member, Watch]]:
+        for member in self.members.values():
+            if member.watch is not None and member.process.state in (READY, DRAINING):
+                yield member, member.watch
+
+    # -- what can be heard and seen of members ----------------------------------------------------------------------
+
+    def _on_output(self, member: Member) -> None:
+        assert member.relay is not None
+        member.relay.pump()
+        if member.relay.has_ended:
+            self._unregister(member.relay)
+
+    def _on_lifeline(self, member: Member) -> None:
+        lifeline = member.lifeline
+        if lifeline is None:
+            return
+        try:
+            lifeline.flush()
+            for message, rights in lifeline.receive():
+                self._on_message(member, message, rights)
+        except LifelineError as error:
+            self.distrust(member, str(error))
+        if lifeline.has_ended:
+            self._drop_lifeline(member)
+            if member.child is None or not member.child.can_be_watched:
+                self._on_end(member)
+        else:
+            self._look_for_room(member)
+
+    def _on_end(self, member: Member) -> None:
+        """Its pidfd says so; or, where there is none, its lifeline."""
+        status = member.child.poll() if member.child is not None else STATUS_UNKNOWN
+        if status is not None:
+            self._gone(member, status)
+        elif member.ended_at is None:
+            self._unregister(member.watched)
+            member.ended_at = monotonic()
+
+    def _gone(self, member: Member, status: int, reason: str = "") -> None:
+        """It has ended. A fork server takes with it whom it was about to fork, and all knowledge of its children."""
+        if self.members.get(member.process.id) is not member:
+            return
+        self._on_lifeline(member)
+        if member.relay is not None:
+            member.relay.pump()
+        why, detail = member.why_it_ended(status)
+        is_server, generation = member.process.is_server, member.process.generation
+        self.forget(member)
+        if is_server:
+            for each in list(self.members.values()):
+                if each.process.generation == generation and (each.child is None or each.ended_at is not None):
+                    self._gone(each, STATUS_UNKNOWN)
+        self._happened("ended", member.process, reason or why, detail=detail)
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _on_message(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
+        """Each handler takes out of `rights` what it keeps."""
+        try:
+            handler = getattr(self, f"_on_{message['type']}_message", None)
+            if handler is None:
+                raise LifelineError(f"{message['type']!r} is nothing that a supervisor is told")
+            handler(member, message, rights)
+        finally:
+            for fd in rights:
+                os.close(fd)
+
+    def _on_hello_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        try:
+            options = _understood(message)
+            member.home = [*message["python"], message["library"], message["version"]]
+        except (TypeError, LookupError, ValueError) as error:
+            self.distrust(member, str(error))
+        else:
+            self._happened("ready", member.process, options=options)
+
+    def _on_stale_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._load_again(member)
+
+    def _on_forked_message(self, server: Member, message: dict[str, Any], rights: list[int]) -> None:
+        if not 1 <= len(rights) <= 2:
+            raise LifelineError("a worker has no lifeline")
+        lifeline, *pidfd = rights
+        rights.clear()
+        child = Grandchild(message["pid"], *pidfd)
+        member = self.members.get(message["worker"])
+        if member is None or member.process.generation != server.process.generation or member.child is not None:
+            child.send_signal(signal.SIGKILL)  # it was given up before it was born
+            child.close()
+            os.close(lifeline)
+            return
+        member.child, member.lifeline = child, Lifeline(socket.socket(fileno=lifeline))
+        self.adopt(member)
+        member.send_signals(*member.due)
+
+    def _on_exited_message(self, server: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        member = self.members.get(message["worker"])
+        if member is not None and member.process.generation == server.process.generation:
+            self._gone(member, message["status"], message["reason"])
+
+    def _on_ready_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        timeout = self._limits()[member.process.generation].timeout
+        if timeout is not None:
+            member.watch = Watch(timeout, monotonic())
+        self._happened("ready", member.process)
+
+    def _on_retire_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._happened("retire", member.process)
+
+    def _on_failed_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        member.reason, member.detail = message["reason"], message["detail"]
+
+    def _on_listen_message(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
+        if len(rights) != 1:
+            raise LifelineError("a question about a listener has no socket for the answer")
+        self.listening.answer(member.process.generation, message, rights.pop())
+
+    def _on_restart_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._happened("restart", None)
+
+    def _on_stop_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._happened("stop")
+
+    # -- what they are made of -------------------------------------------------------------------------------------
+
+    def _drop_lifeline(self, member: Member) -> None:
+        if member.lifeline is not None:
+            self._unregister(member.lifeline)
+            member.lifeline.close()
+            member.lifeline = None
+
+    def _look_for_room(self, member: Member) -> None:
+        if member.lifeline is not None:
+            key = self._selector.get_key(member.lifeline)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if member.lifeline.is_sending else 0)
+            if key.events != events:
+                self._selector.modify(member.lifeline, events, key.data)
+
+    def _unregister(self, file: Any) -> None:
+        try:
+            self._selector.unregister(file)
+        except (KeyError, ValueError):
+            pass  # it was never watched, or is not any more; its number may be closed by now
+
+
+def _understood(hello: dict[str, Any]) -> Options:
+    """The options of a generation that can be worked with; ValueError says why it cannot."""
+    if hello["protocol"] != PROTOCOL:
+        raise ValueError(
+            f"its hotrestart {hello['version']} speaks protocol {hello['protocol']}, this supervisor speaks "
+            f"{PROTOCOL}: stop the program and start it again"
+        )
+    options = Options(**hello["options"])
+    if options.workers is None:
+        raise ValueError("the new code does not ask for workers= any more: stop the program and start it again")
+    return options
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process has now; 0 where that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

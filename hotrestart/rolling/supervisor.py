@@ -1,0 +1,215 @@
+"""`Supervisor`: carries out what `Rollout` decides, and tells it what happens to the processes.
+
+It runs no user code and never blocks: it sleeps in one poll on lifelines, pidfds and whatever else there is, with no
+periodic wake-up of its own. It can be driven by a foreign loop: wait until `fileno()` is readable or `timeout()` has
+passed, then call `step()`; `run()` is the loop around these three.
+"""
+
+from __future__ import annotations
+
+import selectors
+import signal
+from time import monotonic
+
+from .. import command, log
+from ..options import Options
+from ..sleeper import Sleeper
+from .beats import Beats
+from .launch import launch
+from .members import Member
+from .rollout import Rollout
+from .roster import Roster
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from ..outcome import Outcome
+    from .generation import Process
+
+__all__ = ["Supervisor"]
+
+_LONGEST = 86400.0  # seconds: some loops cannot wait for ever
+
+
+class Supervisor:
+    """A program under supervision: started, kept running, restarted without letting go of what works, stopped.
+
+    Make, drive and close it in one thread. `restart`, `stop`, `quit` and `scale` may be called in any thread and in a
+    signal handler. A forked child has no use for it. The host's signals, children and exit handlers are not touched.
+
+    >>> import sys
+    >>> supervisor = Supervisor([sys.executable, "-c", "pass"])
+    >>> supervisor.run()  # it has no main() that is @restartable(workers=N)
+    1
+    >>> supervisor.close()
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        ready_timeout: float = 60.0,
+    ) -> None:
+        """`argv`: the program, its interpreter's path first; its `main()` is `@restartable(workers=N)`, and the other
+        options are said there. `cwd` and `env`: here and now's, if not given. `ready_timeout`: for the very first load,
+        seconds. Raises OptionError, OSError."""
+        options = Options(workers=1, ready_timeout=ready_timeout)
+        self._set_up(command.Command.of(argv, cwd, env), Rollout(options), Beats())
+
+    def _set_up(self, program: command.Command, rollout: Rollout, beats: Beats) -> None:
+        self.program, self.rollout, self.beats = program, rollout, beats
+        self.exit_status: int | None = None
+        """What the program has ended with, for `sys.exit`; None while it runs."""
+        self._selector = selectors.DefaultSelector()
+        self._sleeper = Sleeper()
+        self._selector.register(self._sleeper, selectors.EVENT_READ, lambda: self._sleeper.sleep(0))
+        self.roster = Roster(self._selector, beats, self._happened, self._load_again, self._limits)
+        self._asked: list[Callable[[], None]] = []
+        self._stale: set[int] = set()
+        self._has_begun = False
+
+    # -- driving it ------------------------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `step` is wanted."""
+        return self._selector.fileno()  # epoll or kqueue: both can be waited for
+
+    def timeout(self) -> float:
+        """Seconds until `step` is wanted although nothing is readable: 0 for now, a day at most."""
+        if not self._has_begun or self._asked:
+            return 0.0
+        now = monotonic()
+        return min(max(0.0, min(self.rollout.deadline(), self.roster.deadline(now)) - now), _LONGEST)
+
+    def step(self) -> None:
+        """Do what there is to do. Never blocks."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._happened("begin")
+        for key, _ in self._selector.select(0):
+            key.data()
+        while self._asked:
+            self._asked.pop(0)()
+        self.roster.look(monotonic())
+        self._happened("tick")
+
+    def run(self) -> int:
+        """Drive it until the program has ended; the exit status."""
+        while self.exit_status is None:
+            self._selector.select(self.timeout())
+            self.step()
+        return self.exit_status
+
+    def close(self) -> None:
+        """Give the descriptors back. Members that are still there learn that the supervisor is gone, and drain."""
+        self.roster.close()
+        self._selector.close()
+        self._sleeper.close()
+        self.beats.close()
+
+    # -- asking it -------------------------------------------------------------------------------------------------
+
+    def restart(self, told: Callable[[Outcome], object] | None = None) -> None:
+        """Ask for a restart; `told` is called with its outcome, by `step`."""
+        self._ask(lambda: self._happened("restart", told))
+
+    def stop(self) -> None:
+        """Ask the program to end; asked twice, at once."""
+        self._ask(lambda: self._happened("stop"))
+
+    def quit(self) -> None:
+        """Kill the program."""
+        self._ask(lambda: self._happened("quit"))
+
+    def scale(self, by: int) -> None:
+        """So many workers more, or fewer if negative."""
+        self._ask(lambda: self._happened("scale", by))
+
+    def send_signal(self, number: int) -> None:
+        """Pass a signal on to every worker."""
+        self._ask(lambda: self.roster.send_signal(number))
+
+    def _ask(self, action: Callable[[], None]) -> None:
+        self._asked.append(action)
+        self._sleeper.wake()
+
+    # -- between the roster and the rollout ------------------------------------------------------------------------
+
+    def _happened(self, event: str, *about: Any, **more: Any) -> None:
+        """Let the rollout decide, and do what it says."""
+        for verb, subject in getattr(self.rollout, event)(*about, now=monotonic(), **more):
+            getattr(self, f"_do_{verb}")(subject)
+
+    def _limits(self) -> dict[int, Options]:
+        return {number: generation.options for number, generation in self.rollout.generations.items()}
+
+    def _do_start(self, process: Process) -> None:
+        server = self.rollout.generations[process.generation].server
+        try:
+            if process.is_server or server is None:
+                self.roster.adopt(self._launch(process))
+            else:
+                member = Member(process)
+                self.roster.adopt(member)
+                place = self.roster.take_place(member)
+                self.roster.post(self.roster.members[server.id], "fork", worker=process.id, place=place)
+        except OSError as error:
+            why = f"{self.program.executable} cannot be started: {error.strerror or error}"
+            self._happened("ended", process, why)
+
+    def _launch(self, process: Process) -> Member:
+        return launch(process, self.program, self.beats)
+
+    def _load_again(self, member: Member) -> None:
+        """It has found, and dropped, old bytecode of new sources; once is enough."""
+        process = member.process
+        if process.id in self._stale:
+            self.roster.distrust(member, "the code on disk changes faster than it loads")
+            return
+        self._stale.add(process.id)
+        member.send_signals(signal.SIGKILL)
+        self.roster.forget(member)
+        self._do_start(process)
+
+    def _do_become(self, process: Process) -> None:
+        member = self.roster.members[process.id]
+        self.roster.post(member, "become", place=self.roster.take_place(member))
+
+    def _do_drain(self, process: Process) -> None:
+        member = self.roster.members[process.id]
+        if process.is_server:
+            self.roster.post(member, "stop")
+        else:
+            member.send_signals(signal.SIGTERM, signal.SIGCONT)
+
+    def _do_abort(self, process: Process) -> None:
+        member = self.roster.members[process.id]
+        log.warning(f"{member}: {process.why or 'it does not end'}; aborting it")
+        member.send_signals(signal.SIGABRT, signal.SIGCONT)
+
+    def _do_kill(self, process: Process) -> None:
+        self.roster.members[process.id].send_signals(signal.SIGKILL)
+
+    def _do_commit(self, number: int) -> None:
+        self.roster.listening.commit(number)
+        self._stale.clear()
+        server = self.rollout.generations[number].server
+        if server is not None:
+            self.roster.post(self.roster.members[server.id], "serving")
+
+    def _do_outcome(self, told: tuple[Outcome, list[Any]]) -> None:
+        outcome, askers = told
+        if outcome.ok:
+            log.info(str(outcome))
+        else:
+            log.error(str(outcome), outcome.detail)
+        for asker in askers:
+            if asker is not None:
+                asker(outcome)
+
+    def _do_end(self, status: int) -> None:
+        self.exit_status = status
