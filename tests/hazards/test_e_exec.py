@@ -274,8 +274,9 @@ def test_h38_a_thread_started_at_the_end_does_not_crash_the_end(tmp_path: Path) 
     for number in range(20):
         with Program(tmp_path / str(number)) as program:
             program.deploy(STALE_THREAD)
-            program.start(env={"PYTHONMALLOC": "debug"})
-            assert program.wait_exit() == 0
+            program.start(env={"PYTHONMALLOC": "debug", "PYTHONFAULTHANDLER": "1"})  # says what it died of
+            status = program.wait_exit()
+            assert status == 0, f"program {number} ended with {status}; log:\n{program.log()}"
 
 
 ODD_MODULE = """
