@@ -60,6 +60,7 @@ def sound(**changes: Any) -> dict[str, Any]:
         "held": [int(signal.SIGHUP)],
         "since": 4e9,
         "helpers": [],
+        "member": [],
         "timeout": 60,
         "report": -1,
         **changes,
