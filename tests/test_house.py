@@ -18,10 +18,10 @@ PACKAGE = CHECKOUT / "hotrestart"
 
 # From the ground up. A module imports only from floors below its own, and on its own floor only from its left.
 FLOORS = [
-    "errors state log cjson exits callbacks fds address sleeper command systemd bytecode",
-    "signals listeners processes inheritance",
-    "takeover preflight reexec grace inplace",
-    "program loop",
+    "errors state log cjson exits callbacks fds address sleeper command systemd bytecode options outcome leash role",
+    "signals listeners processes last_words inheritance",
+    "takeover preflight reexec grace inplace rolling",
+    "program loop serving",
     "demo __main__",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 
 from .. import command, inheritance, listeners, log, reexec, signals, state
 from ..options import Options
-from ..processes import Child
 from .beats import Beats
-from .lifeline import Lifeline
+from .carried import as_document, descriptors, restored
+from .generation import Generation, Process
+from .home import Home
 from .members import Member
 from .rollout import Rollout
 from .supervisor import Supervisor
@@ -24,8 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
-
-    from .generation import Process
 
 __all__ = ["SIGNALS", "become", "main"]
 
@@ -38,14 +36,15 @@ _CODE = (
 )
 
 
-def become(document: dict[str, Any], keep: set[int], *, python: str = "", library: str = "") -> NoReturn:
+def become(document: dict[str, Any], keep: set[int], home: Home | None = None) -> NoReturn:
     """Exec this process into the bare supervisor. Raises OSError, and everything is as before."""
-    python = python or sys.executable
-    library = library or os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    argv = [python, "-I", "-S", "-B", "-c", _CODE, library, "supervisor of", *command.first.argv]
+    home = home or Home.own()
+    argv = [home.python, "-I", "-S", "-B", "-c", _CODE, home.library, "supervisor of", *command.first.argv]
     held = [int(number) for number in SIGNALS if number not in command.first.blocked]
-    keep = {*keep, *command.first.fds, *[each["fd"] for each in document["listeners"]], *listeners.systemd_fds()}
-    reexec.exec_with(python, argv, {**document, "role": "supervisor", "held": held}, keep)
+    listening = listeners.hand_over()
+    keep = {*keep, document["beats"], *command.first.fds, *[each["fd"] for each in listening], *listeners.systemd_fds()}
+    common = {"role": "supervisor", "command": command.first.as_document(), "listeners": listening, "held": held}
+    reexec.exec_with(home.python, argv, {**common, **document}, keep)
 
 
 def main(told: str) -> NoReturn:
@@ -63,18 +62,22 @@ def main(told: str) -> NoReturn:
 
 
 class _BareSupervisor(Supervisor):
-    """The supervisor of the program that this process was."""
+    """The supervisor of the program that this process was. When the program has moved to another interpreter or to
+    another version of this library, so does the supervisor, by an exec of its own as soon as nothing is under way."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        rollout = Rollout(Options(**document["options"]), generation=document["generation"])
-        self._set_up(command.first, rollout, Beats(document["beats"]))
+        number = document["generation"]
+        options = Options(**document["options"])
+        self._set_up(command.first, Rollout(options, generation=number), Beats(document["beats"]))
+        os.set_inheritable(document["beats"], False)
+        self._home = self._next_home = Home.own()
         self._server: list[int] = document["server"]
-        for fd in (document["beats"], *self._server[1:]):
-            os.set_inheritable(fd, False)
         listeners.adopt(document["listeners"])
         for each in document["listeners"]:
             listeners.listen(each["address"], name=each["name"]).close()
-            self.roster.listening.asked.setdefault(document["generation"], set()).add((each["address"], each["name"]))
+            self.roster.listening.asked.setdefault(number, set()).add((each["address"], each["name"]))
+        if document["serving"] is not None:
+            self._go_on_with(document["serving"], number, options)
         if document["restart"]:
             self.restart()
 
@@ -94,15 +97,58 @@ class _BareSupervisor(Supervisor):
         if os.getpid() == 1:
             signal.signal(signal.SIGCHLD, lambda _number, _frame: self._ask(self.roster.reap_all))
 
-    def _do_commit(self, number: int) -> None:
-        super()._do_commit(number)
-        state.generation = number
+    def step(self) -> None:
+        """Do what there is to do; perhaps by another interpreter from here on."""
+        super().step()
+        if self._next_home != self._home and self.rollout.is_idle and self.roster.is_quiet:
+            self._move()
 
     def _launch(self, process: Process) -> Member:
         """The first fork server has been forked already, as a rule."""
         if not (process.is_server and self._server):
             return super()._launch(process)
         (pid, lifeline), self._server = self._server, []
-        member = Member(process)
-        member.child, member.lifeline = Child(pid), Lifeline(socket.socket(fileno=lifeline))
-        return member
+        return restored(process, {"pid": pid, "lifeline": lifeline})
+
+    def _do_commit(self, number: int) -> None:
+        super()._do_commit(number)
+        state.generation = number
+        self._next_home = self.roster.home_of(number) or self._home
+
+    def _move(self) -> None:
+        """Exec into the interpreter and the library that the program has now."""
+        mask = signals.block(SIGNALS)
+        home, self._home = self._next_home, self._next_home
+        try:
+            if self._asked:
+                self._home = Home.own()  # something has come in the last moment: first that
+                return
+            log.info(f"the supervisor moves to {home.python}, hotrestart {home.version}")
+            members = [as_document(each) for each in self.roster.members.values()]
+            generation = self.rollout.generations[self.rollout.current]
+            document = {
+                "generation": generation.number,
+                "options": generation.options.as_document(),
+                "beats": self.beats.fd,
+                "server": [],
+                "restart": False,
+                "serving": {"extra": self.rollout.extra, "members": members},
+            }
+            become(document, {fd for each in members for fd in descriptors(each)}, home)
+        except OSError as error:
+            log.error(f"the supervisor stays what it is: {home.python} cannot be started: {error}")
+        finally:
+            signals.restore_mask(mask)
+
+    def _go_on_with(self, serving: dict[str, Any], number: int, options: Options) -> None:
+        """Take up what the supervisor before the exec has left."""
+        generation = Generation(number, options)
+        for each in serving["members"]:
+            member = restored(Process.from_document(each["process"]), each)
+            self.roster.adopt(member)
+            if member.process.is_server:
+                generation.server = member.process
+            else:
+                generation.workers.append(member.process)
+        self.rollout.go_on_with(generation, serving["extra"])
+        self._has_begun = True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import bytecode, command, listeners, processes, reexec, role, signals, state, takeover
+from .. import bytecode, command, processes, reexec, role, signals, state, takeover
 from . import asking, bare
 from .beats import Beats
 from .forkserver import MINE, serve
@@ -75,7 +75,7 @@ def _start_supervision(options: Options) -> Worker:
                 command.first.pid = os.getpid()
                 return serve(asking.begin(Lifeline(theirs)), beats, options, mask=mask)
             server = [child.pid, ours.fileno()]
-        bare.become(_document(options, beats, server, is_restart_due), {beats.fd, ours.fileno()})
+        bare.become(_document(options, beats, server, is_restart_due), {ours.fileno()})
     finally:
         if command.first.pid == os.getpid():  # the exec has failed: the fork server ends with its lifeline
             ours.close()
@@ -85,13 +85,12 @@ def _start_supervision(options: Options) -> Worker:
 
 def _document(options: Options, beats: Beats, server: list[int], is_restart_due: bool) -> dict[str, Any]:
     return {
-        "command": command.first.as_document(),
         "options": options.as_document(),
         "generation": state.generation,
-        "listeners": listeners.hand_over(),
         "beats": beats.fd,
         "server": server,
         "restart": is_restart_due,
+        "serving": None,
     }
 
 

@@ -15,6 +15,7 @@ from time import monotonic
 
 from .. import exits, processes, signals
 from ..leash import unleash
+from .home import Home
 from .lifeline import PROTOCOL, Lifeline, pair
 from .worker import Worker
 
@@ -55,7 +56,14 @@ class _ForkServer:
         unleash(self._lifeline.fileno())
         self._shrugging.__enter__()
         signals.restore_mask(self._mask)
-        self._lifeline.send("hello", **self._introduction())
+        home = Home.own()
+        self._lifeline.send(
+            "hello",
+            protocol=PROTOCOL,
+            version=home.version,
+            home=home.as_document(),
+            options=self._options.as_document(),
+        )
         _tidy_memory()
         while True:
             self._wait()
@@ -70,22 +78,6 @@ class _ForkServer:
                 self._end_without_supervisor()
             if self._is_ending and not self._workers:
                 sys.exit(0)
-
-    def _introduction(self) -> dict[str, Any]:
-        import hotrestart
-
-        try:
-            status = os.stat("/proc/self/exe")
-            python = [status.st_dev, status.st_ino]
-        except OSError:
-            python = [0, 0]
-        return {
-            "protocol": PROTOCOL,
-            "version": hotrestart.__version__,
-            "library": os.path.dirname(os.path.dirname(os.path.abspath(hotrestart.__file__))),
-            "python": [*python, sys.executable],
-            "options": self._options.as_document(),
-        }
 
     def _wait(self) -> None:
         import select

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from ..options import Options
 
 __all__ = ["ABORTED", "DRAINING", "KILLED", "NEVER", "READY", "STARTING", "Generation", "Process"]
@@ -41,6 +43,20 @@ class Process:
         self.is_leaving = self.is_retiring = False
         self.retire_at = NEVER
         self.why = ""
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Process:
+        """What `as_document` has put down, in the process before an exec."""
+        process = cls.__new__(cls)
+        for name in cls.__slots__:
+            value = document[name]
+            setattr(process, name, NEVER if value is None else value)
+        return process
+
+    def as_document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: None if value == NEVER else value for name, value in values.items()}
 
     @property
     def is_alive(self) -> bool:

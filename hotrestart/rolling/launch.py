@@ -11,6 +11,8 @@ from .members import Member, Relay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from .beats import Beats
     from .generation import Process
 
@@ -31,8 +33,10 @@ def launch(process: Process, program: command.Command, beats: Beats) -> Member:
         theirs.append(lifeline)
         read_end, write_end = os.pipe()
         member.relay = Relay(fds.above_stdio(read_end))
-        theirs.append(write_end := fds.above_stdio(write_end))
-        theirs.append(stderr := _standard_error())
+        write_end = fds.above_stdio(write_end)
+        theirs.append(write_end)
+        stderr = _standard_error()
+        theirs.append(stderr)
         document = _document(process.generation, program, [lifeline, beats.fd, stderr])
         memory, value = inheritance.write(document)
         theirs.append(memory)
@@ -40,7 +44,7 @@ def launch(process: Process, program: command.Command, beats: Beats) -> Member:
             program.argv,
             env={**program.env, command.VARIABLE: value},
             cwd=None if program.is_here() else program.cwd,
-            keep=[lifeline, beats.fd, stderr, memory, *list(program.fds)],
+            keep=[lifeline, beats.fd, stderr, memory, *program.fds],
             redirect={2: write_end},
             blocked={*program.blocked, *document["held"]},
         )
@@ -56,7 +60,7 @@ def launch(process: Process, program: command.Command, beats: Beats) -> Member:
             os.close(fd)
 
 
-def _document(generation: int, program: command.Command, member: list[int]) -> dict[str, object]:
+def _document(generation: int, program: command.Command, member: list[int]) -> dict[str, Any]:
     return {
         "role": "member",
         "parent": os.getpid(),

@@ -40,7 +40,7 @@ _MAYBE_STR = (str, type(None))
 
 MESSAGES: dict[str, dict[str, Any]] = {
     # from a process that has come to the door of main(): what it is, and what it wants
-    "hello": {"protocol": int, "version": str},  # and, in this protocol: options, library, python
+    "hello": {"protocol": int, "version": str},  # and, in this protocol: options, home
     "stale": {},  # it has loaded old bytecode, dropped that, and wants another try
     # from a fork server
     "forked": {"worker": int, "pid": int},  # with the worker's lifeline, and its pidfd where there is such a thing
@@ -77,10 +77,10 @@ class Lifeline:
     system call as long as there is room for it.
     """
 
-    def __init__(self, end: socket.socket, *, unread: bytes = b"") -> None:
+    def __init__(self, end: socket.socket) -> None:
         self.socket = end
         self.has_ended = False
-        self._unread, self._fds = unread, deque[int]()
+        self._unread, self._fds = b"", deque[int]()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         end.setblocking(False)
 
@@ -88,9 +88,9 @@ class Lifeline:
         return self.socket.fileno()
 
     @property
-    def unread(self) -> bytes:
-        """The beginning of a frame whose end has not come yet."""
-        return self._unread
+    def is_at_rest(self) -> bool:
+        """Nothing is halfway in or out."""
+        return not (self._unread or self._fds or self._unsent)
 
     @property
     def is_sending(self) -> bool:

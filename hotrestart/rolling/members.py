@@ -9,10 +9,9 @@ from ..processes import STATUS_UNKNOWN, Child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .beats import Watch
     from .generation import Process
+    from .home import Home
     from .lifeline import Lifeline
 
 __all__ = ["Grandchild", "Member", "Relay"]
@@ -82,7 +81,7 @@ class Member:
         self.place = self.watched = -1
         self.due: list[int] = []
         self.reason = self.detail = ""
-        self.home: list[Any] = []
+        self.home: Home | None = None
         self.ended_at: float | None = None
 
     def __str__(self) -> str:

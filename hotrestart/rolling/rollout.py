@@ -68,6 +68,12 @@ class Rollout:
         self._load(self._last_number, self._options, now)
         return self._settle(now)
 
+    def go_on_with(self, generation: Generation, extra: int) -> None:
+        """In place of `begin`: this generation serves already, and nothing is under way."""
+        self.generations, self.current, self.extra = {generation.number: generation}, generation.number, extra
+        generation.can_fork = generation.server is not None or not generation.options.preload
+        self._last_id = max((each.id for each in generation.processes()), default=0)
+
     def restart(self, asker: object, now: float) -> list[Action]:
         """Somebody asks for a restart. Who asks while one is under way gets the outcome of the next."""
         self._queued.append((asker, now))
@@ -302,7 +308,7 @@ class Rollout:
 
     def _become(self, generation: Generation, server: Process, now: float) -> None:
         """Without preload, what has loaded the program is its first worker."""
-        generation.server, server.is_server, server.since = None, False, NEVER
+        generation.server, server.is_server = None, False
         generation.workers.append(server)
         self._move(server, ("become", STARTING, generation.options.ready_timeout), now)
 

@@ -18,6 +18,7 @@ from ..options import Options
 from ..processes import STATUS_UNKNOWN
 from .beats import PLACES, Beats, Watch
 from .generation import DRAINING, NEVER, READY
+from .home import Home
 from .lifeline import PROTOCOL, Lifeline
 from .listening import Listening
 from .members import Grandchild, Member
@@ -56,6 +57,8 @@ class Roster:
     def adopt(self, member: Member) -> None:
         """Listen to a member from now on."""
         self.members[member.process.id] = member
+        if member.place in self._places:
+            self._places.remove(member.place)  # it has come over an exec with it
         if member.lifeline is not None:
             self._selector.register(member.lifeline, selectors.EVENT_READ, lambda: self._on_lifeline(member))
         if member.child is not None and member.child.can_be_watched:
@@ -125,6 +128,19 @@ class Roster:
         for member in list(self.members.values()):
             self.forget(member)
         self.listening.close()
+
+    @property
+    def is_quiet(self) -> bool:
+        """No member is about to be gone, and no message is halfway."""
+        return all(
+            member.ended_at is None and member.lifeline is not None and member.lifeline.is_at_rest
+            for member in self.members.values()
+        )
+
+    def home_of(self, generation: int) -> Home | None:
+        """Which interpreter and library a generation runs on."""
+        homes = [each.home for each in self.members.values() if each.process.generation == generation and each.home]
+        return homes[0] if homes else None
 
     # -- the passing of time ----------------------------------------------------------------------------------------
 
@@ -226,7 +242,7 @@ class Roster:
     def _on_hello_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
         try:
             options = _understood(message)
-            member.home = [*message["python"], message["library"], message["version"]]
+            member.home = Home.from_document(message["home"])
         except (TypeError, LookupError, ValueError) as error:
             self.distrust(member, str(error))
         else:
