@@ -27,12 +27,13 @@ OPTIONS = st.builds(
     Options,
     workers=st.integers(1, 4),
     preload=st.sampled_from([True, True, True, False]),
-    ready_timeout=st.sampled_from([60.0, 60.0, 60.0, 5.0, 5.0, 0.0]),
+    ready_timeout=st.sampled_from([60.0, 60.0, 5.0, 0.5]),
     grace=st.sampled_from([30.0, 30.0, 3.0, 3.0, 0.0]),
     batch=st.sampled_from([None, None, 1, 2, 5]),
     soak=st.sampled_from([0.0, 0.0, 2.0, 20.0]),
     max_age=st.sampled_from([None, None, 7.0, 0.5]),
 )
+OFTEN = st.sampled_from([True] * 5 + [False])
 PICK = st.integers(0, 30)
 RARELY = st.integers(0, 99).map(lambda number: number in (23, 57, 71))  # hypothesis likes the ends
 
@@ -54,10 +55,14 @@ KINDS: dict[str, Callable[[Body], bool]] = {
 class Histories(RuleBasedStateMachine):
     """One history of one program."""
 
-    @initialize(options=OPTIONS, obeys=st.sampled_from(["drain", "abort", "kill", "nothing"]))
-    def begins(self, options: Options, obeys: str) -> None:
-        self.world, self.askers, self.obeys = World(options), 0, obeys
+    @initialize(
+        options=OPTIONS, obeys=st.sampled_from(["drain", "abort", "kill", "nothing"]), well=OFTEN, rests=st.booleans()
+    )
+    def begins(self, options: Options, obeys: str, well: bool, rests: bool) -> None:
+        self.world, self.askers, self.obeys, self.rests = World(options), 0, obeys, rests
         self.world.begin()
+        if well:
+            self.world.settles()
 
     def those(self, kind: str) -> list[Body]:
         return [body for body in self.world.bodies.values() if KINDS[kind](body)]
@@ -75,6 +80,15 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.those("alive"))
     def ends_by_itself(self, pick: int) -> None:
         self.world.ends(self.one("alive", pick))
+
+    @rule(times=st.integers(1, 12), wait=st.sampled_from([0.0, 1.0, 5.0]))
+    @precondition(lambda self: goes_on(self) and self.world.is_idle())
+    def ends_again_and_again(self, times: int, wait: float) -> None:
+        for _ in range(times):
+            self.world.passes(wait)
+            for body in self.those("starting" if self.those("starting") else "serving")[-1:]:
+                self.world.ends(body)
+            self.world.passes_to_the_deadline()
 
     @rule(pick=PICK)
     @precondition(lambda self: self.those("told"))
@@ -103,12 +117,14 @@ class Histories(RuleBasedStateMachine):
 
     @rule(pick=PICK, options=OPTIONS)
     @precondition(lambda self: self.those("alive"))
-    def says_twice_what_it_was(self, pick: int, options: Options) -> None:
+    def says_what_is_not_so(self, pick: int, options: Options) -> None:
         body = self.one("alive", pick)
         if body.process.is_server or body.ready_at < float("inf"):
             self.world.says_again(body, "ready", options)
         if not body.is_server or body.ready_at < float("inf"):
             self.world.says_again(body, "loaded", options)
+        if not body.is_server and (body.is_starting or body.told.keys() & {"abort", "kill"}):
+            self.world.says_again(body, "hung", options)
 
     @rule(burst=st.sampled_from([1, 1, 1, 2, 7]))
     def is_asked(self, burst: int) -> None:
@@ -121,14 +137,14 @@ class Histories(RuleBasedStateMachine):
     def is_scaled(self, by: int) -> None:
         self.world.is_scaled(by)
 
-    @rule(really=RARELY)
-    def is_stopped(self, really: bool) -> None:
-        if really:
+    @rule(really=RARELY, times=st.integers(1, 3))
+    def is_stopped(self, really: bool, times: int) -> None:
+        for _ in range(times if really else 0):
             self.world.is_stopped()
 
-    @rule(really=RARELY)
-    def is_quit(self, really: bool) -> None:
-        if really:
+    @rule(really=RARELY, times=st.integers(1, 3))
+    def is_quit(self, really: bool, times: int) -> None:
+        for _ in range(times if really else 0):
             self.world.is_quit()
 
     @rule(seconds=st.sampled_from([0.0, 0.05, 1.0, 4.9, 5.0, 100.0, 1e5]))
@@ -155,14 +171,23 @@ class Histories(RuleBasedStateMachine):
             self.world.gets_ready(body, options if body.is_server else None)
         self.all_goes_well(steps)
 
-    @rule()
+    @rule(pick=PICK, and_then=st.sampled_from(["nothing", "an end", "a request", "a hang", "a pause"]))
     @precondition(goes_on)
-    def comes_to_rest(self) -> None:
+    def comes_to_rest(self, pick: int, and_then: str) -> None:
         self.world.settles()
+        if and_then == "an end" and self.those("alive"):
+            self.world.ends(self.one("alive", pick))
+        elif and_then == "a hang" and self.those("serving"):
+            self.world.hangs(self.one("serving", pick))
+        elif and_then == "a request":
+            self.is_asked(1)
+        elif and_then == "a pause":
+            self.world.passes(6.0)
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
-            self.world.settles()
+        if hasattr(self, "world") and self.world.is_sound:
+            if self.rests:
+                self.world.settles()
             self.world.comes_to_an_end(self.obeys)
 
 

@@ -73,7 +73,7 @@ class World:
         self.answers: dict[object, Outcome] = {}
         self.outcomes: list[Outcome] = []
         self.is_stopping = self.is_quitting = False
-        self.expected_status, self.status = 0, -1
+        self.expected_status, self.status, self.is_sound = 0, -1, True
         self.failures, self.pause_until = 0, 0.0
         self.log: list[tuple[str, Any]] = []
         self.seen: Counter[str] = Counter()
@@ -90,7 +90,7 @@ class World:
             options = options or load.plan
             if not load.is_loaded and body.is_starting:
                 load.plan, load.is_loaded = options, True
-        if not body.is_gone and body.ready_at == NEVER:
+        if body.is_starting:
             body.ready_at = self.now
         self.do("ready", body.process, options=options if body.is_server else None)
 
@@ -194,7 +194,7 @@ class World:
         """After a stop, however hard the processes are to kill."""
         graces = [load.plan.grace for load in self.loads.values()]
         limit = self.now + 2 * (max([*graces, 0.0]) + 2.0 + 5.0) + 1e-6
-        if not self.is_stopping:
+        if not self.stop_was_asked() and self.status < 0:
             self.is_stopped()
         verbs = ("drain", "abort", "kill", "nothing")
         for _ in range(1000):
@@ -218,6 +218,15 @@ class World:
         reference = self.plan(self.current or number).workers
         same = reference == self.plan(number).workers
         return (self.plan(number).workers or 1) + (self.extra if same else 0)
+
+    def lacking(self) -> int:
+        """How many workers the current generation has to start."""
+        if not self.current or self.is_stopping:
+            return 0
+        kept = sum(body.is_kept for body in self.workers(self.current))
+        failing = self.coming and self.is_failing(self.coming)
+        relieved = self.serving(self.coming) if self.coming and self.batch() and not failing else 0
+        return max(0, self.wanted(self.current) - relieved - kept)
 
     def batch(self) -> int | None:
         number = self.coming or self.current
@@ -265,6 +274,7 @@ class World:
     # -- the notary ------------------------------------------------------------------------------------------------
 
     def do(self, event: str, *arguments: Any, lost: bool = False, **named: Any) -> list[tuple[str, Any]]:
+        self.is_sound = False  # until all checks are through
         before = (self.current, self.coming)
         served = (self.serving(self.current), self.serving(self.coming))
         actions = getattr(self.rollout, event)(*arguments, now=self.now, **named)
@@ -280,6 +290,7 @@ class World:
         self._check_the_stages()
         self._check_the_capacity(before, served, lost)
         self._check_the_time(quiet=event == "tick" and not actions)
+        self.is_sound = True
         return list(actions)
 
     def _on_start(self, process: Process) -> None:
@@ -337,10 +348,14 @@ class World:
             assert not self.is_failing(number), "more of what has failed already"
             assert kept <= self.wanted(number)
             assert batch is None or sum(each.is_starting for each in self.workers(number)) <= batch
+            there += self.lacking()
+            assert there <= wanted + (batch or wanted), "it takes the room that the current generation needs"
         else:
             assert self.now >= self.pause_until, "forked in the pause of a crash loop"
-            spare = 0 if self.coming else min(sum(self.is_retiring(b) for b in self.workers(number)), batch or 1)
-            assert kept <= self.wanted(number) + spare
+            old = sum(self.is_retiring(each) for each in self.workers(number) if each.serves)
+            leaving = sum("drain" in each.told for each in self.workers(number))
+            spare = 0 if self.coming else min(old, max(0, (batch or 1) - leaving))
+            assert kept <= self.wanted(number) + spare, "the next only after the former has gone"
 
     def _on_drain(self, process: Process) -> None:
         body = self.bodies[process]
@@ -440,6 +455,12 @@ class World:
         assert self.rollout.is_stopping == self.is_stopping
         assert not self.asked or (self.coming and not self.is_stopping), "somebody waits for nothing"
         assert not self.is_stopping or self.status >= 0 or self.living(), "it should have ended"
+        if self.current and not self.is_stopping and self.now >= self.pause_until:
+            server = self.server(self.current)
+            assert server or not self.plan(self.current).preload, "it should have been loaded again"
+            able = server is None or (server.is_kept and server.ready_at < NEVER)
+            alone = all(body.is_kept and body.number == self.current for body in self.living())
+            assert not (able and alone and self.lacking()), "it should have been replaced"
         for body in self.living():
             if self.is_doomed(body.number) and not body.told:
                 assert body.is_server, f"{body} is on no side"
@@ -469,4 +490,5 @@ class World:
         deadline = self.rollout.deadline()
         assert deadline > self.now or (deadline == self.now and not quiet), f"{self.now - deadline:g} s ago"
         assert self.rollout.is_idle == self.is_idle()
+        assert not self.lacking() or not self.now < self.pause_until < deadline, "it will wake up too late"
         assert self.is_idle() or self.status >= 0 or deadline < NEVER, f"nobody wakes it up: {self.living()}"
