@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Callback = TypeVar("Callback", bound=Callable[[], object])
 
-__all__ = ["call_all_in_a_thread", "on_stop"]
+__all__ = ["call_all_in_a_thread", "kept_over_a_fork", "on_stop"]
 
 _callbacks: list[Callable[[], object]] = []
 
@@ -26,12 +26,21 @@ def on_stop(callback: Callback) -> Callback:
     server to stop accepting (`server.shutdown()`), or an event loop to wind up
     (`loop.call_soon_threadsafe(...)`). What it raises is logged. Registered too late, it is called right away. Returns
     `callback`, so that it can be used as a decorator. Not inherited by the next generation; forked children do not
-    call it.
+    call it, except the workers of a program with `workers=`, which call what was registered at import.
     """
     _callbacks.append(callback)
     if state.should_stop:
         call_all_in_a_thread()
     return callback
+
+
+def kept_over_a_fork() -> Callable[[], None]:
+    """Call it before a fork, and what it returns in the child: whose callbacks are then those registered by now.
+
+    For a fork server: what was registered while the program was imported is meant for the workers.
+    """
+    registered = list(_callbacks)
+    return lambda: _callbacks.extend(registered)
 
 
 def call_all_in_a_thread() -> None:

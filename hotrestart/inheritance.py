@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from . import cjson, command
+from . import cjson, command, role
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,12 +41,14 @@ def bequeath(name: str, value: Any) -> None:
     `value` is either plain data (what JSON can say; it is copied now) or anything with `fileno()`, such as a socket
     or an open file: its descriptor is duplicated now, so closing yours does not matter. It lasts for one restart. The
     last word for a name counts; None takes it back. A stop hands nothing on. Raises OptionError for a value that cannot
-    be handed on; what was bequeathed before under the name stays then.
+    be handed on, or in a worker of a program with `workers=`; what was bequeathed before under the name stays then.
     Not for use in a signal handler; threads must not bequeath the same name at once.
     """
     from . import fds
     from .errors import OptionError
 
+    if role.current is not None and not role.current.has_heir:
+        raise OptionError(f"bequeath({name!r}): a worker has no heir: old and new workers run side by side")
     if not isinstance(name, str):
         raise OptionError(f"bequeath(): a name is a string, not {name!r}")
     data, fd = None, -1

@@ -37,6 +37,8 @@ _QUIET = 0.5  # seconds: most programs have ended by then, and need not share th
 class InPlace:
     """This process as a program that restarts in place. One at a time; made and entered in the main thread."""
 
+    has_heir = True
+
     def __init__(self, options: Options) -> None:
         self._may_restart = os.getpid() == command.first.pid  # a forked child is no program of its own
         if self._may_restart:

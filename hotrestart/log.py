@@ -23,9 +23,9 @@ def info(message: str) -> None:
         _write(20, message)
 
 
-def warning(message: str) -> None:
-    """Tell of something that an operator may want to change."""
-    _write(30, message)
+def warning(message: str, detail: str = "") -> None:
+    """Tell of something that an operator may want to change; the lines of `detail` follow, indented."""
+    _write(30, message, detail)
 
 
 def error(message: str, detail: str = "") -> None:

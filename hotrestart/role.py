@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         """What every role can do; all of it in any thread, the requests in a signal handler too."""
 
         sleeper: Sleeper
+        has_heir: bool  # what this process bequeaths reaches the next generation
 
         def ready(self) -> None: ...
         def request_restart(self) -> None: ...

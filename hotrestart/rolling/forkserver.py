@@ -13,7 +13,7 @@ import signal
 import sys
 from time import monotonic
 
-from .. import exits, processes, signals
+from .. import callbacks, exits, log, processes, signals
 from ..leash import unleash
 from .home import Home
 from .lifeline import PROTOCOL, Lifeline, pair
@@ -64,7 +64,7 @@ class _ForkServer:
             home=home.as_document(),
             options=self._options.as_document(),
         )
-        _tidy_memory()
+        _prepare_for_forks()
         while True:
             self._wait()
             for worker in list(self._workers):
@@ -102,6 +102,7 @@ class _ForkServer:
 
     def _fork(self, number: int, place: int) -> Worker | None:
         self._mask = signals.block(MINE)
+        take_callbacks_along = callbacks.kept_over_a_fork()
         try:
             theirs, ours = pair()
             child = processes.fork()
@@ -116,6 +117,7 @@ class _ForkServer:
             for each in self._workers.values():
                 each.close()
             exits.forget_the_parents()
+            take_callbacks_along()
             return self._born(Lifeline(ours), place)
         signals.restore_mask(self._mask)
         self._workers[number] = child
@@ -155,9 +157,19 @@ class _ForkServer:
         sys.exit(0)
 
 
-def _tidy_memory() -> None:
-    """What is there now stays for good: the collector shall not touch it in the workers, or the kernel copies it."""
+def _prepare_for_forks() -> None:
+    """Once, before the first."""
+    import faulthandler
     import gc
+    import threading
 
+    if not faulthandler.is_enabled():
+        faulthandler.enable(all_threads=True)  # a hung worker is ended by ABRT: this says where it hung
+    if threading.active_count() > 1:
+        names = ", ".join(each.name for each in threading.enumerate() if each is not threading.main_thread())
+        log.warning(
+            f"the program has started threads while it was loaded ({names}): they do not exist in the workers, and "
+            "what they hold stays locked; start them in main(), or use preload=False"
+        )
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # the collector shall not touch what is there now in each worker, or the kernel copies it

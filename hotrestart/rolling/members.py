@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Grandchild", "Member", "Relay"]
 
+_READS = 16  # in a row
+
 
 class Grandchild(Child):
     """A process that somebody else will reap: its end can be seen, and its status is told by its parent."""
@@ -39,8 +41,8 @@ class Relay:
         return self.fd
 
     def pump(self) -> None:
-        """Pass on what has come."""
-        while not self.has_ended:
+        """Pass on what has come; who never stops printing does not hold up the others."""
+        for _ in range(_READS):
             try:
                 data = os.read(self.fd, 65536)
             except BlockingIOError:
@@ -48,6 +50,8 @@ class Relay:
             self.has_ended = not data
             self.tail = (self.tail + data)[-last_words.TAIL :]
             log.pass_on(data)
+            if self.has_ended:
+                return
 
     def close(self) -> None:
         os.close(self.fd)

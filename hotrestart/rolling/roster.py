@@ -60,12 +60,12 @@ class Roster:
         if member.place in self._places:
             self._places.remove(member.place)  # it has come over an exec with it
         if member.lifeline is not None:
-            self._selector.register(member.lifeline, selectors.EVENT_READ, lambda: self._on_lifeline(member))
+            self._watch(member, member.lifeline, self._on_lifeline)
         if member.child is not None and member.child.can_be_watched:
             member.watched = member.child.fileno()
-            self._selector.register(member.watched, selectors.EVENT_READ, lambda: self._on_end(member))
+            self._watch(member, member.watched, self._on_end)
         if member.relay is not None:
-            self._selector.register(member.relay, selectors.EVENT_READ, lambda: self._on_output(member))
+            self._watch(member, member.relay, self._on_output)
 
     def post(self, member: Member, kind: str, **fields: Any) -> None:
         """Send a message, now or when there is room."""
@@ -219,6 +219,8 @@ class Roster:
             member.relay.pump()
         why, detail = member.why_it_ended(status)
         is_server, generation = member.process.is_server, member.process.generation
+        if not member.process.is_leaving:
+            log.warning(f"{member}: {reason or why}", detail)
         self.forget(member)
         if is_server:
             for each in list(self.members.values()):
@@ -309,6 +311,13 @@ class Roster:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if member.lifeline.is_sending else 0)
             if key.events != events:
                 self._selector.modify(member.lifeline, events, key.data)
+
+    def _watch(self, member: Member, file: Any, seen: Callable[[Member], None]) -> None:
+        def if_still_here() -> None:
+            if self.members.get(member.process.id) is member:  # it may have been forgotten in this very turn
+                seen(member)
+
+        self._selector.register(file, selectors.EVENT_READ, if_still_here)
 
     def _unregister(self, file: Any) -> None:
         try:

@@ -36,6 +36,8 @@ _LONGEST_DETAIL = 16 * 1024  # characters of a traceback: a message goes with on
 class Worker:
     """The role of this process from the fork to its end. Made in the main thread."""
 
+    has_heir = False
+
     def __init__(self, lifeline: Lifeline, beats: Beats, place: int, options: Options, stderr: int = -1) -> None:
         """`stderr`: what standard error is to be once this worker serves, or -1."""
         self.sleeper = Sleeper()
