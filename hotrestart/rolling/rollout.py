@@ -54,9 +54,8 @@ class Rollout:
         self.stages: dict[str, float] = {}
         self.is_stopping = self._was_told_to_stop = self._has_ended = False
         self._last_number, self._options, self._share = generation, options, share
-        self._now = 0.0
+        self._now = self._stage_began = 0.0
         self._last_id = 0
-        self._stage_began = 0.0
         self._askers: list[tuple[object, float]] = []
         self._queued: list[tuple[object, float]] = []
         self._actions: list[Action] = []
@@ -137,7 +136,7 @@ class Rollout:
     def deadline(self) -> float:
         """When `tick` is next wanted; infinity for never."""
         times = [each.retire_at if each.state == READY else each.deadline for each in self._processes()]
-        waits = []
+        waits: list[float] = []
         if self.stage == "soak":
             waits.append(self._stage_began + self.generations[self.coming].options.soak)
         if self.current in self.generations:
@@ -215,28 +214,23 @@ class Rollout:
         before = self.generations.get(self.current)
         if before is not None and before.options.workers != self.generations[self.coming].options.workers:
             self.extra = 0
-        self.current, number, self.coming = self.coming, self.coming, 0
-        self._enter("", now)
-        self._actions.append(("commit", number))
-        self._conclude(Outcome(True, generation=number, stage="commit", stages=self.stages), now)
+        self.current, self.coming = self.coming, 0
+        self._actions.append(("commit", self.current))
+        self._conclude(Outcome(True, generation=self.current, stage="commit"), now)
 
     def _roll_back(self, reason: str, detail: str, now: float, *, stage: str = "") -> None:
         """The coming generation is thrown away; if it is the very first, there is nothing to go back to."""
-        number, stage, self.coming = self.coming, stage or self.stage, 0
-        self._enter("", now)
-        self._conclude(
-            Outcome(False, generation=number, stage=stage, reason=reason, detail=detail, stages=self.stages), now
-        )
+        number, self.coming = self.coming, 0
+        self._conclude(Outcome(False, generation=number, stage=stage or self.stage, reason=reason, detail=detail), now)
         if not self.current and not self.is_stopping:
             self.is_stopping, self.status = True, 1
 
     def _fill(self, generation: Generation, now: float) -> None:
         """Start what is missing, drain what is too much."""
         wanted, batch = self._target(generation), self._batch()
-        serving = generation.count(READY)
         if generation.number == self.current:
             self._revive(generation, now)
-            for process in generation.least_needed()[: max(0, serving - wanted)]:
+            for process in generation.least_needed()[: max(0, generation.count(READY) - wanted)]:
                 self._drain(process, now)
             wanted += 0 if self.coming else min(generation.retiring(), max(0, (batch or 1) - generation.leaving()))
         missing = wanted - generation.count(STARTING, READY)
@@ -332,6 +326,8 @@ class Rollout:
 
     def _conclude(self, outcome: Outcome, now: float) -> None:
         askers, self._askers = self._askers, []
+        self._enter("", now)
+        outcome.stages = self.stages
         outcome.seconds = now - min((when for _, when in askers), default=now - sum(outcome.stages.values()))
         self._tell(askers, outcome)
 

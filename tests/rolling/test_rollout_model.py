@@ -171,7 +171,7 @@ class Histories(RuleBasedStateMachine):
             self.world.gets_ready(body, options if body.is_server else None)
         self.all_goes_well(steps)
 
-    @rule(pick=PICK, and_then=st.sampled_from(["nothing", "an end", "a request", "a hang", "a pause"]))
+    @rule(pick=PICK, and_then=st.sampled_from(["nothing", "an end", "a request", "a hang", "a pause", "a move"]))
     @precondition(goes_on)
     def comes_to_rest(self, pick: int, and_then: str) -> None:
         self.world.settles()
@@ -181,6 +181,8 @@ class Histories(RuleBasedStateMachine):
             self.world.hangs(self.one("serving", pick))
         elif and_then == "a request":
             self.is_asked(1)
+        elif and_then == "a move" and self.world.status < 0:
+            self.world.moves()
         elif and_then == "a pause":
             self.world.passes(6.0)
 
@@ -195,9 +197,9 @@ def test_every_promise_is_kept_in_every_history(full: bool) -> None:
     run_state_machine_as_test(
         Histories,
         settings=settings(
-            max_examples=30_000 if full else 150,
+            max_examples=30_000 if full else 300,
             stateful_step_count=50,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

@@ -132,6 +132,13 @@ class World:
             self.extra = max(1 - (self.loads[self.current].plan.workers or 1), self.extra + by)
         self.do("scale", by)
 
+    def moves(self) -> None:
+        """The supervisor execs itself while nothing is under way: the same processes, a new rollout."""
+        before, number = self.rollout, self.current
+        self.rollout = Rollout(self.plan(number), generation=number, share=lambda: SHARE)
+        self.rollout.go_on_with(before.generations[number], before.extra)
+        self.do("tick")
+
     def says_again(self, body: Body, message: str, options: Options) -> None:
         """A message that comes twice, or late."""
         if message == "ended":
@@ -182,7 +189,8 @@ class World:
         for _ in range(3000):
             if self.status >= 0 or self.rollout.is_idle:
                 break
-            self.goes_on() or self.passes_to_the_deadline()
+            if not self.goes_on():
+                self.passes_to_the_deadline()
         else:
             raise AssertionError(f"it does not come to rest: {self.living()}")
         assert not self.waiting_askers()
