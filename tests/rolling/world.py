@@ -135,7 +135,7 @@ class World:
     def moves(self) -> None:
         """The supervisor execs itself while nothing is under way: the same processes, a new rollout."""
         before, number = self.rollout, self.current
-        self.rollout = Rollout(self.plan(number), generation=number, share=lambda: SHARE)
+        self.rollout = Rollout(self.plan(number), generation=len(self.loads), share=lambda: SHARE)  # the last number
         self.rollout.go_on_with(before.generations[number], before.extra)
         self.do("tick")
 
