@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from . import command, role
 from .options import Options
 
@@ -100,6 +102,12 @@ class Running:
             takeover.arrive()
         if role.current is not None:
             return role.current
+        if getattr(sys.modules.get(f"{__package__}.takeover"), "membership", None) is not None:
+            from .errors import NotRestartableError
+
+            raise NotRestartableError(
+                "the new code does not ask for workers= any more: stop the program and start it again"
+            )
         from . import inplace
 
         self._mine = inplace.InPlace(self._options)

@@ -76,11 +76,11 @@ def _start_supervision(options: Options) -> Worker:
                 return serve(asking.begin(Lifeline(theirs)), beats, options, mask=mask)
             server = [child.pid, ours.fileno()]
         bare.become(_document(options, beats, server, is_restart_due), {ours.fileno()})
-    finally:
-        if command.first.pid == os.getpid():  # the exec has failed: the fork server ends with its lifeline
-            ours.close()
-            theirs.close()
-            signals.restore_mask(mask)
+    except OSError:
+        ours.close()  # a fork server that is there already learns it, and ends without having been
+        theirs.close()
+        signals.restore_mask(mask)
+        raise
 
 
 def _document(options: Options, beats: Beats, server: list[int], is_restart_due: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 from time import monotonic
 
 from .. import callbacks, exits, log, processes, signals
+from ..errors import LifelineError
 from ..leash import unleash
 from .home import Home
 from .lifeline import PROTOCOL, Lifeline, pair
@@ -50,7 +51,7 @@ class _ForkServer:
         self._workers: dict[int, Child] = {}
         self._mask = mask
         self._shrugging = signals.shrugging(MINE)
-        self._is_ending = self._has_been_asked = False
+        self._is_ending = self._is_orphan = self._has_been_asked = False
 
     def run(self) -> Worker:
         unleash(self._lifeline.fileno())
@@ -74,7 +75,7 @@ class _ForkServer:
                 born = self._obey(message)
                 if born is not None:
                     return born
-            if self._lifeline.has_ended:
+            if self._lifeline.has_ended or self._is_orphan:
                 self._end_without_supervisor()
             if self._is_ending and not self._workers:
                 sys.exit(0)
@@ -109,7 +110,7 @@ class _ForkServer:
         except OSError as error:
             signals.restore_mask(self._mask)
             reason = f"no process or descriptor is to be had: {error.strerror}"
-            self._lifeline.send("exited", worker=number, status=processes.STATUS_UNKNOWN, reason=reason)
+            self._tell("exited", worker=number, status=processes.STATUS_UNKNOWN, reason=reason)
             return None
         if child is None:
             theirs.close()
@@ -122,7 +123,7 @@ class _ForkServer:
         signals.restore_mask(self._mask)
         self._workers[number] = child
         watch = [] if child.pidfd == -1 else [child.pidfd]
-        self._lifeline.send("forked", theirs.fileno(), *watch, worker=number, pid=child.pid)
+        self._tell("forked", theirs.fileno(), *watch, worker=number, pid=child.pid)
         theirs.close()
         ours.close()
         return None
@@ -134,11 +135,17 @@ class _ForkServer:
         signals.restore_mask(self._mask)
         return worker
 
+    def _tell(self, kind: str, *rights: int, **fields: Any) -> None:
+        try:
+            self._lifeline.send(kind, *rights, **fields)
+        except LifelineError:
+            self._is_orphan = True
+
     def _report_if_ended(self, number: int) -> None:
         status = self._workers[number].poll()
         if status is not None:
             del self._workers[number]
-            self._lifeline.send("exited", worker=number, status=status, reason="")
+            self._tell("exited", worker=number, status=status, reason="")
 
     def _end_without_supervisor(self) -> NoReturn:
         """The supervisor is gone: no orphan serves."""

@@ -16,7 +16,7 @@ import socket
 from collections import deque
 
 from .. import cjson, fds
-from ..errors import LifelineError
+from ..errors import DescriptorError, LifelineError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,13 +73,14 @@ MESSAGES: dict[str, dict[str, Any]] = {
 class Lifeline:
     """One end of a lifeline. The supervisor's never blocks; a member's `send` waits until there is room.
 
-    `has_ended` once the other end is gone. Use one end in one thread at a time, except `send`: a message goes with one
-    system call as long as there is room for it.
+    `has_ended` once the other end is gone and all it has said is read. Use one end in one thread at a time, except
+    `send`: a message goes with one system call as long as there is room for it.
     """
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
-        self.has_ended = False
+        self.has_ended = self._is_deaf = False  # nothing more will come; nobody there reads
+        self._error: LifelineError | None = None
         self._unread, self._fds = b"", deque[int]()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
         end.setblocking(False)
@@ -128,29 +129,40 @@ class Lifeline:
             if not poll.poll(_WAIT * 1000):
                 raise LifelineError(f"the supervisor has not taken a message for {_WAIT:g} s")
             left = self._send_now(*left)
-        if self.has_ended:
+        if self._is_deaf:
             raise LifelineError("the supervisor is gone")
 
     def receive(self) -> Received:
         """All complete messages that have come, with the descriptors of each, which are the caller's now.
 
-        Never waits. Raises LifelineError for anything that is no message: nothing after that can be understood.
+        Never waits; call it until there are none. Raises LifelineError for anything that is no message, after those
+        that came before it: nothing after that can be understood.
         """
+        if self._error is not None:
+            raise self._error
         received: list[int] = []
         try:
-            while not self.has_ended:
+            while not self.has_ended and len(self._unread) <= _LIMIT:  # then first the frames in it
                 data = fds.receive(self.socket, 65536, received)
                 self.has_ended = not data
                 self._unread += data
-                if len(self._unread) > _LIMIT:
-                    break  # the frames in it first: the rest stays readable
         except (BlockingIOError, InterruptedError):
             pass
         except ConnectionError:
             self.has_ended = True
+        except DescriptorError as error:
+            self._error = LifelineError(str(error))
         finally:
             self._fds.extend(received)
-        return self._messages()
+        found: Received = []
+        try:
+            while (message := self._next_message()) is not None:
+                found.append(message)
+        except LifelineError as error:
+            self._error = error
+        if self._error is not None and not found:
+            raise self._error
+        return found
 
     def close(self) -> None:
         """Let go; the other end learns it."""
@@ -161,19 +173,21 @@ class Lifeline:
             os.close(self._fds.pop())
         self._unsent.clear()
 
-    def _messages(self) -> Received:
-        found: Received = []
-        while len(self._unread) >= _HEADER:
-            size, count = int.from_bytes(self._unread[:4], "big"), self._unread[4]
-            if size > _LIMIT or count > _MOST_FDS:
-                raise LifelineError(f"a message of {size} bytes and {count} descriptors is over the limit")
-            if len(self._unread) < _HEADER + size:
-                break
-            text, self._unread = self._unread[_HEADER : _HEADER + size], self._unread[_HEADER + size :]
-            if count > len(self._fds):
-                raise LifelineError("descriptors were lost on the way")
-            found.append((_checked(text), [self._fds.popleft() for _ in range(count)]))
-        return found
+    def _next_message(self) -> tuple[Message, list[int]] | None:
+        if not self._unread and self._fds:
+            raise LifelineError("descriptors have come that belong to no message")
+        if len(self._unread) < _HEADER:
+            return None
+        size, count = int.from_bytes(self._unread[:4], "big"), self._unread[4]
+        if size > _LIMIT or count > _MOST_FDS:
+            raise LifelineError(f"a message of {size} bytes and {count} descriptors is over the limit")
+        if len(self._unread) < _HEADER + size:
+            return None
+        if count > len(self._fds):
+            raise LifelineError("descriptors were lost on the way")
+        message = _checked(self._unread[_HEADER : _HEADER + size])
+        self._unread = self._unread[_HEADER + size :]
+        return message, [self._fds.popleft() for _ in range(count)]
 
     def _send_now(self, frame: bytes, rights: list[int]) -> tuple[bytes, list[int]] | None:
         """Send as much as there is room for; what is left, or None. To someone who has gone nothing is left to say."""
@@ -185,7 +199,7 @@ class Lifeline:
         except (BlockingIOError, InterruptedError):
             return frame, rights
         except OSError:
-            self.has_ended = True
+            self._is_deaf = True
             return None
         return (frame[sent:], []) if sent < len(frame) else None
 

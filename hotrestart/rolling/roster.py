@@ -32,11 +32,13 @@ if TYPE_CHECKING:
 __all__ = ["Roster"]
 
 _STATUS_MAY_TAKE = 1.0  # seconds from the end of a worker until its fork server has told the status
+_BATCHES = 4  # of messages in a row: who never stops talking does not hold up the others
 _RSS_EVERY = 5.0  # seconds between two looks at the memory of workers that have a limit
 
 
 class Roster:
-    """`happened(event, *about)` is called for each event of `Rollout`; `load_again(member)` when one wants that.
+    """`happened(event, *about)` is called for each event of `Rollout`; `load_again(member)` when one wants that,
+    and `mourn(member, why)` before the event when one has ended.
     `limits()`: the options of each generation."""
 
     def __init__(
@@ -45,12 +47,14 @@ class Roster:
         beats: Beats,
         happened: Callable[..., None],
         load_again: Callable[[Member], None],
+        mourn: Callable[[Member, str], None],
         limits: Callable[[], dict[int, Options]],
     ) -> None:
         self.members: dict[int, Member] = {}
         self.listening = Listening()
         self.beats = beats
-        self._selector, self._happened, self._load_again, self._limits = selector, happened, load_again, limits
+        self._selector, self._happened, self._limits = selector, happened, limits
+        self._load_again, self._mourn = load_again, mourn
         self._places = list(range(PLACES))
         self._next_rss = 0.0
 
@@ -185,19 +189,32 @@ class Roster:
             self._unregister(member.relay)
 
     def _on_lifeline(self, member: Member) -> None:
+        self._hear(member)
+        if member.lifeline is None and (member.child is None or not member.child.can_be_watched):
+            self._on_end(member)
+
+    def _hear(self, member: Member) -> None:
+        """Everything that it has said and that has not been heard yet."""
         lifeline = member.lifeline
         if lifeline is None:
             return
+        messages: list[tuple[dict[str, Any], list[int]]] = []
         try:
             lifeline.flush()
-            for message, rights in lifeline.receive():
-                self._on_message(member, message, rights)
+            for _ in range(_BATCHES):
+                messages = messages or lifeline.receive()
+                while messages and member.lifeline is lifeline:  # a message may make us let go of who has sent it
+                    self._on_message(member, *messages.pop(0))
+                if member.lifeline is not lifeline:
+                    break
         except LifelineError as error:
             self.distrust(member, str(error))
+        for _, rights in messages:
+            _close(rights)
+        if member.lifeline is not lifeline:
+            return
         if lifeline.has_ended:
             self._drop_lifeline(member)
-            if member.child is None or not member.child.can_be_watched:
-                self._on_end(member)
         else:
             self._look_for_room(member)
 
@@ -214,19 +231,18 @@ class Roster:
         """It has ended. A fork server takes with it whom it was about to fork, and all knowledge of its children."""
         if self.members.get(member.process.id) is not member:
             return
-        self._on_lifeline(member)
+        self._hear(member)
         if member.relay is not None:
             member.relay.pump()
         why, detail = member.why_it_ended(status)
         is_server, generation = member.process.is_server, member.process.generation
-        if not member.process.is_leaving:
-            log.warning(f"{member}: {reason or why}", detail)
+        self._mourn(member, reason or why)
         self.forget(member)
+        self._happened("ended", member.process, reason or why, detail=detail)
         if is_server:
             for each in list(self.members.values()):
                 if each.process.generation == generation and (each.child is None or each.ended_at is not None):
                     self._gone(each, STATUS_UNKNOWN)
-        self._happened("ended", member.process, reason or why, detail=detail)
 
     # -- messages --------------------------------------------------------------------------------------------------
 
@@ -238,8 +254,7 @@ class Roster:
                 raise LifelineError(f"{message['type']!r} is nothing that a supervisor is told")
             handler(member, message, rights)
         finally:
-            for fd in rights:
-                os.close(fd)
+            _close(rights)
 
     def _on_hello_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
         try:
@@ -247,8 +262,11 @@ class Roster:
             member.home = Home.from_document(message["home"])
         except (TypeError, LookupError, ValueError) as error:
             self.distrust(member, str(error))
-        else:
+            return
+        if member.process.is_server:
             self._happened("ready", member.process, options=options)
+        else:
+            self.post(member, "become", place=self.take_place(member))
 
     def _on_stale_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
         self._load_again(member)
@@ -324,6 +342,11 @@ class Roster:
             self._selector.unregister(file)
         except (KeyError, ValueError):
             pass  # it was never watched, or is not any more; its number may be closed by now
+
+
+def _close(rights: list[int]) -> None:
+    for fd in rights:
+        os.close(fd)
 
 
 def _understood(hello: dict[str, Any]) -> Options:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..outcome import Outcome
     from .generation import Process
+    from .rollout import Action
 
 __all__ = ["Supervisor"]
 
@@ -67,7 +68,8 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._sleeper = Sleeper()
         self._selector.register(self._sleeper, selectors.EVENT_READ, lambda: self._sleeper.sleep(0))
-        self.roster = Roster(self._selector, beats, self._happened, self._load_again, self._limits)
+        self.roster = Roster(self._selector, beats, self._happened, self._load_again, self._mourn, self._limits)
+        self._events: list[Callable[[], list[Action]]] = []
         self._asked: list[Callable[[], None]] = []
         self._stale: set[int] = set()
         self._has_begun = False
@@ -140,9 +142,27 @@ class Supervisor:
     # -- between the roster and the rollout ------------------------------------------------------------------------
 
     def _happened(self, event: str, *about: Any, **more: Any) -> None:
-        """Let the rollout decide, and do what it says."""
-        for verb, subject in getattr(self.rollout, event)(*about, now=monotonic(), **more):
+        """Let the rollout decide, and do what it says. What happens meanwhile has its turn afterwards."""
+        self._events.append(lambda: getattr(self.rollout, event)(*about, now=monotonic(), **more))
+        if len(self._events) > 1:
+            return
+        while self._events:
+            for verb, subject in self._events[0]():
+                self._do(verb, subject)
+            del self._events[0]
+
+    def _do(self, verb: str, subject: Any) -> None:
+        if verb in ("drain", "abort", "kill", "become"):
+            member = self.roster.members.get(subject.id)
+            if member is not None:  # otherwise it has just ended, and that is one of the next events
+                getattr(self, f"_do_{verb}")(member)
+        else:
             getattr(self, f"_do_{verb}")(subject)
+
+    def _mourn(self, member: Member, why: str) -> None:
+        """What ends in the coming generation is told by the outcome."""
+        if member.process.generation == self.rollout.current and not member.process.is_leaving:
+            log.warning(f"{member}: {why}")
 
     def _limits(self) -> dict[int, Options]:
         return {number: generation.options for number, generation in self.rollout.generations.items()}
@@ -152,11 +172,13 @@ class Supervisor:
         try:
             if process.is_server or server is None:
                 self.roster.adopt(self._launch(process))
-            else:
+            elif server.id in self.roster.members:
                 member = Member(process)
                 self.roster.adopt(member)
                 place = self.roster.take_place(member)
                 self.roster.post(self.roster.members[server.id], "fork", worker=process.id, place=place)
+            else:
+                self._happened("ended", process, "its fork server is gone")
         except OSError as error:
             why = f"{self.program.executable} cannot be started: {error.strerror or error}"
             self._happened("ended", process, why)
@@ -175,31 +197,28 @@ class Supervisor:
         self.roster.forget(member)
         self._do_start(process)
 
-    def _do_become(self, process: Process) -> None:
-        member = self.roster.members[process.id]
+    def _do_become(self, member: Member) -> None:
         self.roster.post(member, "become", place=self.roster.take_place(member))
 
-    def _do_drain(self, process: Process) -> None:
-        member = self.roster.members[process.id]
-        if process.is_server:
+    def _do_drain(self, member: Member) -> None:
+        if member.process.is_server:
             self.roster.post(member, "stop")
         else:
             member.send_signals(signal.SIGTERM, signal.SIGCONT)
 
-    def _do_abort(self, process: Process) -> None:
-        member = self.roster.members[process.id]
-        log.warning(f"{member}: {process.why or 'it does not end'}; aborting it")
+    def _do_abort(self, member: Member) -> None:
+        log.warning(f"{member}: {member.process.why or 'it does not end'}; aborting it")
         member.send_signals(signal.SIGABRT, signal.SIGCONT)
 
-    def _do_kill(self, process: Process) -> None:
-        self.roster.members[process.id].send_signals(signal.SIGKILL)
+    def _do_kill(self, member: Member) -> None:
+        member.send_signals(signal.SIGKILL)
 
     def _do_commit(self, number: int) -> None:
         self.roster.listening.commit(number)
         self._stale.clear()
-        server = self.rollout.generations[number].server
-        if server is not None:
-            self.roster.post(self.roster.members[server.id], "serving")
+        for member in self.roster.members.values():
+            if member.process.generation == number and member.process.is_server:
+                self.roster.post(member, "serving")
 
     def _do_outcome(self, told: tuple[Outcome, list[Any]]) -> None:
         outcome, askers = told

@@ -12,7 +12,7 @@ import signal
 import sys
 from _thread import start_new_thread
 
-from .. import exits, role, signals, state
+from .. import exits, role, signals, state, takeover
 from ..errors import LifelineError
 from ..leash import leash
 from ..sleeper import Sleeper
@@ -52,7 +52,7 @@ class Worker:
         """Take TERM, and watch over the supervisor."""
         signals.shrugging().__enter__()
         self._handling.__enter__()
-        role.current = self
+        role.current, takeover.membership = self, None
         asking.begin(self._lifeline)
         leash(self._lifeline.fileno())
         self._lifeline.receive()
