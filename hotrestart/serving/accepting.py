@@ -42,8 +42,9 @@ def accept(listener: socket.socket, loop: WorkerLoop) -> Iterator[tuple[socket.s
     >>> import hotrestart
     >>> from hotrestart import serving
     >>> def main():
+    ...     listener = hotrestart.listen("127.0.0.1:8000")
     ...     with hotrestart.worker_loop() as loop:
-    ...         for connection, address in serving.accept(hotrestart.listen("127.0.0.1:8000"), loop):
+    ...         for connection, address in serving.accept(listener, loop):
     ...             with connection:
     ...                 connection.sendall(b"hello")
     """
@@ -77,8 +78,9 @@ def serve(server: TCPServer, listener: socket.socket, loop: WorkerLoop) -> None:
     ...     protocol_version = "HTTP/1.1"
     >>> def main():
     ...     server = http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler, bind_and_activate=False)
+    ...     listener = hotrestart.listen("127.0.0.1:8000")
     ...     with hotrestart.worker_loop() as loop:
-    ...         serving.serve(server, hotrestart.listen("127.0.0.1:8000"), loop)
+    ...         serving.serve(server, listener, loop)
     """
     bound = _adopt(server, listener)
     try:

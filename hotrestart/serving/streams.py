@@ -41,8 +41,9 @@ async def serve_streams(
     >>> async def greet(reader, writer):
     ...     writer.write(b"hello " + await reader.readline())
     >>> async def main():
+    ...     listener = hotrestart.listen("127.0.0.1:8000")
     ...     with hotrestart.worker_loop() as loop:
-    ...         await serving.serve_streams(greet, hotrestart.listen("127.0.0.1:8000"), loop)
+    ...         await serving.serve_streams(greet, listener, loop)
     """
     server = _Server(handle, listener, limit, ssl)
     await server.accept_until_asked_to_end(loop)
