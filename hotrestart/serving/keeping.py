@@ -45,6 +45,7 @@ class KeepAlive(BaseHTTPRequestHandler):
     """Seconds. As long may the drain of a process last whose clients are idle."""
 
     _has_said_close = False
+    _is_idle = False
 
     def handle(self) -> None:
         """Handle the connection, if anything comes on it."""
@@ -56,7 +57,7 @@ class KeepAlive(BaseHTTPRequestHandler):
         if self._comes():
             super().handle_one_request()
         else:
-            self.close_connection = True
+            self.close_connection = self._is_idle = True
 
     def send_response_only(self, code: int, message: str | None = None) -> None:
         """Begin the answer, with `Connection: close` if the program is to end and the client does not expect that."""
@@ -74,7 +75,8 @@ class KeepAlive(BaseHTTPRequestHandler):
         """Part with the client."""
         super().finish()
         headers = getattr(self, "headers", ())
-        if state.should_stop or "Content-Length" in headers or "Transfer-Encoding" in headers:
+        more_may_come = self._has_said_close or "Content-Length" in headers or "Transfer-Encoding" in headers
+        if more_may_come and not self._is_idle:
             _part(self.connection)
 
     def _comes(self) -> bool:

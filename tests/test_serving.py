@@ -1,0 +1,617 @@
+"""`serving`, with real sockets in this process: what is handed out, what is waited for, what the client sees."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import os
+import resource
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
+import threading
+import time
+import wsgiref.simple_server
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hotrestart
+from hotrestart import errors, fds, loop, role, serving, state
+from hotrestart.sleeper import Sleeper
+from tests.harness import PATIENCE
+
+pytestmark = pytest.mark.core
+
+
+class World:
+    """A program that can be asked to end, and runs servers in threads; a listener, and clients of it."""
+
+    def __init__(self) -> None:
+        self.sleeper = Sleeper()
+        self.loop: loop.WorkerLoop
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.errors: list[BaseException] = []
+        self._threads: list[threading.Thread] = []
+        self._open: list[socket.socket] = [self.listener]
+
+    def ready(self) -> None: ...
+    def prepare_to_end(self) -> None: ...
+    def request_restart(self) -> None: ...
+    def request_stop(self) -> None: ...
+
+    def end(self) -> None:
+        state.end("stop")
+        self.sleeper.wake(for_good=True)
+
+    def connect(self, request: bytes = b"") -> socket.socket:
+        client = socket.create_connection(self.listener.getsockname(), PATIENCE)
+        self._open.append(client)
+        client.sendall(request)
+        return client
+
+    def begin(self, function: Callable[..., object], *arguments: object) -> threading.Thread:
+        def run() -> None:
+            try:
+                function(*arguments)
+            except BaseException as error:
+                self.errors.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def serve(self, handler: Any, kind: Any = http.server.ThreadingHTTPServer) -> threading.Thread:
+        server = kind(("", 0), handler, bind_and_activate=False)
+        return self.begin(serving.serve, server, self.listener, self.loop)
+
+    def finish(self) -> None:
+        self.end()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+        for each in self._open:
+            each.close()
+        self.sleeper.close()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    before, role.current = role.current, world
+    try:
+        with hotrestart.worker_loop() as world.loop:
+            yield world
+            world.finish()
+        assert world.errors == []
+    finally:
+        role.current = before
+        state.reset()
+
+
+def soon(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def read_all(client: socket.socket) -> bytes:
+    """To the end of file; a reset raises."""
+    received = b""
+    while chunk := client.recv(65536):
+        received += chunk
+    return received
+
+
+def read_answer(client: socket.socket) -> bytes:
+    """The head of an answer that has no body."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        chunk = client.recv(1)
+        assert chunk, received
+        received += chunk
+    return received
+
+
+# --- accept
+
+
+def test_a_connection_is_blocking_close_on_exec_and_knows_its_family(world: World) -> None:
+    world.connect()
+    connection, address = next(serving.accept(world.listener, world.loop))
+    with connection:
+        assert address[0] == "127.0.0.1"
+        assert connection.gettimeout() is None
+        assert os.get_blocking(connection.fileno())
+        assert not connection.get_inheritable()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    assert not os.get_blocking(world.listener.fileno())
+
+
+def test_every_connection_is_handed_out_once_whoever_takes_turns(world: World) -> None:
+    def answer(name: bytes) -> None:
+        for connection, _ in serving.accept(world.listener, world.loop):
+            with connection:
+                connection.sendall(name)
+
+    for name in (b"1", b"2", b"3"):
+        world.begin(answer, name)
+    assert {read_all(world.connect()) for _ in range(300)} <= {b"1", b"2", b"3"}
+
+
+def test_asked_to_end_it_ends_at_once_and_leaves_the_queue_to_others(world: World) -> None:
+    taken: list[socket.socket] = []
+
+    def take() -> None:
+        for connection, _ in serving.accept(world.listener, world.loop):
+            taken.append(connection)
+            world.connect(b"in the queue")
+            world.end()
+
+    world.connect()
+    world.begin(take).join(PATIENCE)
+    assert len(taken) == 1
+    taken[0].close()
+    world.listener.setblocking(True)
+    with world.listener.accept()[0] as left:
+        assert left.recv(100) == b"in the queue"
+
+
+def test_what_was_accepted_in_the_moment_of_the_end_is_handed_out(world: World, monkeypatch: Any) -> None:
+    from hotrestart.serving import accepting
+
+    def accept_late(listener: socket.socket) -> Any:
+        world.end()
+        return accept_from(listener)
+
+    accept_from = accepting.accept_from
+    monkeypatch.setattr(accepting, "accept_from", accept_late)
+    world.connect(b"here")
+    for connection, _ in serving.accept(world.listener, world.loop):
+        with connection:
+            assert connection.recv(100) == b"here"
+        break
+    else:
+        raise AssertionError("it was dropped")
+
+
+@pytest.mark.parametrize("how", ["accept", "serve", "serve_streams"])
+def test_when_descriptors_are_short_it_says_so_and_goes_on(world: World, how: str, caplog: Any) -> None:
+    def hello(connection: socket.socket) -> None:
+        with connection:
+            connection.sendall(b"hello")
+
+    def accept_all() -> None:
+        for connection, _ in serving.accept(world.listener, world.loop):
+            hello(connection)
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"hello")
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if how == "accept":
+        world.begin(accept_all)
+    elif how == "serve":
+        world.serve(Handler, socketserver.TCPServer)
+    else:
+        world.begin(lambda: asyncio.run(serving.serve_streams(greet, world.listener, world.loop)))
+    with world.connect() as first:
+        assert read_all(first) == b"hello"
+    time.sleep(0.1)  # until its other end is closed too
+    client = socket.socket()
+    before = set(fds.open_fds())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(set(range(4096)) - before), limits[1]))
+    try:
+        client.settimeout(PATIENCE)
+        client.connect(world.listener.getsockname())
+        soon(lambda: "accepting no connections for a moment" in caplog.text)
+        began = time.process_time()
+        time.sleep(0.2)
+        assert time.process_time() - began < 0.1, "it does not spin"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with client:
+        assert read_all(client) == b"hello"
+
+
+def test_what_is_no_open_listener_is_an_error(world: World) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(("127.0.0.1", 0))
+        datagrams.sendto(b"x", datagrams.getsockname())
+        with pytest.raises(OSError, match="not supported"):
+            next(serving.accept(datagrams, world.loop))
+        with pytest.raises(OSError, match="not supported"):
+            asyncio.run(serving.serve_streams(lambda *_: asyncio.sleep(0), datagrams, world.loop))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        next(serving.accept(datagrams, world.loop))
+
+
+# --- serve
+
+
+class Greeting(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        question = self.rfile.readline()
+        if question == b"slow\n":
+            time.sleep(0.3)
+        if question == b"wrong\n":
+            raise ValueError("wrong")
+        self.wfile.write(b"hello " + question)
+
+
+class Quiet:
+    """Mixed in: the traceback of a handler goes nowhere, or into the counts."""
+
+    counts: dict[str, int]
+
+    def handle_error(self, *_: object) -> None:
+        self.counts["errors"] += 1
+
+    def handle_timeout(self) -> None:
+        self.counts["timeouts"] += 1
+
+    def service_actions(self) -> None:
+        self.counts["actions"] += 1
+
+    def verify_request(self, *_: object) -> bool:
+        self.counts["verified"] += 1
+        return self.counts["verified"] != 3
+
+
+def quiet(kind: Any) -> Any:
+    return type("Server", (Quiet, kind), {"counts": dict.fromkeys(("errors", "timeouts", "actions", "verified"), 0)})
+
+
+class DaemonThreads(socketserver.ThreadingTCPServer):
+    daemon_threads, block_on_close = True, False
+
+
+@pytest.mark.parametrize("kind", [socketserver.TCPServer, DaemonThreads, socketserver.ForkingTCPServer])
+def test_what_was_accepted_is_served_before_it_returns(world: World, kind: Any) -> None:
+    world.loop.sleep(0)
+    thread = world.serve(Greeting, kind)
+    client = world.connect(b"slow\n")
+    listener = world.listener
+    listener.setblocking(False)
+    soon(lambda: not world.loop.wait(listener, timeout=0))  # it has been accepted
+    time.sleep(0.05)
+    waits = world.connect(b"in the queue\n")
+    if kind is not socketserver.TCPServer:
+        assert read_all(waits) == b"hello in the queue\n"
+    world.end()
+    thread.join(PATIENCE)
+    client.setblocking(False)
+    assert client.recv(100) == b"hello slow\n"
+    assert listener.fileno() != -1
+
+
+@pytest.mark.parametrize("kind", [socketserver.TCPServer, socketserver.ThreadingTCPServer])
+def test_the_hooks_of_a_server_are_called(world: World, kind: Any) -> None:
+    server = quiet(kind)
+    server.timeout = 0.01
+    world.serve(Greeting, server)
+    assert read_all(world.connect(b"you\n")) == b"hello you\n"
+    assert read_all(world.connect(b"wrong\n")) == b""
+    refused = world.connect()
+    assert read_all(refused) == b""
+    assert read_all(world.connect(b"you\n")) == b"hello you\n"
+    soon(lambda: server.counts["timeouts"] > 2)
+    assert server.counts["errors"] == 1
+    assert server.counts["verified"] == 4
+    assert server.counts["actions"] > 4
+
+
+def test_a_server_knows_its_address_and_does_not_touch_the_listener(world: World, monkeypatch: Any) -> None:
+    server = wsgiref.simple_server.WSGIServer(("", 1), wsgiref.simple_server.WSGIRequestHandler, False)
+    monkeypatch.setattr(socket.socket, "listen", lambda *_: pytest.fail("the backlog would shrink to 5"))
+    world.end()
+    serving.serve(server, world.listener, world.loop)
+    port = world.listener.getsockname()[1]
+    assert server.server_address == ("127.0.0.1", port)
+    assert server.server_port == port
+    assert server.base_environ["SERVER_PORT"] == str(port)
+    assert server.fileno() == -1
+    assert world.listener.fileno() != -1
+
+
+def test_a_datagram_server_answers_what_it_has_read(world: World) -> None:
+    class Echo(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, answer_through = self.request
+            time.sleep(0.2)
+            answer_through.sendto(data.upper(), self.client_address)
+
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.bind(("127.0.0.1", 0))
+    server = socketserver.ThreadingUDPServer(("", 0), Echo, bind_and_activate=False)
+    with listener, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        thread = world.begin(serving.serve, server, listener, world.loop)
+        for _ in range(3):
+            client.sendto(b"hello", listener.getsockname())
+        soon(lambda: threading.active_count() >= 5)
+        world.end()
+        thread.join(PATIENCE)
+        assert [client.recv(100) for _ in range(3)] == [b"HELLO"] * 3
+
+
+def test_a_server_of_the_wrong_kind_is_refused(world: World) -> None:
+    server = socketserver.UDPServer(("", 0), Greeting, bind_and_activate=False)
+    with server, pytest.raises(errors.OptionError, match="UDPServer takes"):
+        serving.serve(server, world.listener, world.loop)
+
+
+# --- KeepAlive
+
+
+class Kept(serving.KeepAlive, http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    linger = 0.3
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.send_header("Connection", self.path.strip("/") or "keep-alive")
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_while_draining_each_kept_connection_is_answered_once_more_with_close(world: World) -> None:
+    world.serve(Kept)
+    clients = [world.connect(GET) for _ in range(5)]
+    assert all(b"Connection: keep-alive" in read_answer(client) for client in clients)
+    world.end()
+    for client in clients:
+        client.sendall(GET)
+    for client in clients:
+        answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.count(b"Connection:") == 1
+        assert b"Connection: close\r\n" in answer
+
+
+def test_requests_sent_ahead_are_answered_in_order(world: World) -> None:
+    world.serve(Kept)
+    client = world.connect(GET * 3)
+    for _ in range(3):
+        assert b"Connection: keep-alive" in read_answer(client)
+    client.sendall(GET.replace(b"/ ", b"/close "))
+    assert b"Connection: close" in read_all(client)
+
+
+def test_an_idle_connection_is_closed_when_it_has_been_idle_for_linger(world: World) -> None:
+    thread = world.serve(Kept)
+    long_idle, fresh, late = world.connect(GET), world.connect(), world.connect()
+    read_answer(long_idle)
+    time.sleep(Kept.linger + 0.1)
+    late.sendall(GET)
+    read_answer(late)
+    began = time.monotonic()
+    world.end()
+    assert read_all(long_idle) == read_all(fresh) == b""
+    assert time.monotonic() - began < Kept.linger / 2
+    assert read_all(late) == b""
+    thread.join(PATIENCE)
+    took = time.monotonic() - began
+    assert Kept.linger - 0.05 <= took < Kept.linger + 1.0
+
+
+def test_a_client_that_asks_within_linger_is_answered(world: World) -> None:
+    world.serve(Kept)
+    client = world.connect(GET)
+    read_answer(client)
+    world.end()
+    time.sleep(Kept.linger / 2)
+    client.sendall(GET)
+    assert b"Connection: close" in read_all(client)
+
+
+def test_an_interim_answer_is_not_the_last_word(world: World) -> None:
+    world.serve(Kept)
+    client = world.connect(GET)
+    read_answer(client)
+    world.end()
+    client.sendall(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\nbody")
+    interim, _, final = read_all(client).partition(b"\r\n\r\n")
+    assert interim == b"HTTP/1.1 100 Continue"
+    assert b"Connection: close" in final
+
+
+def test_an_error_says_close_once(world: World) -> None:
+    world.serve(Kept)
+    client = world.connect(GET)
+    read_answer(client)
+    world.end()
+    client.sendall(GET.replace(b"GET", b"BREW"))
+    assert read_all(client).count(b"Connection: close") == 1
+
+
+def test_timeout_counts_between_requests(world: World) -> None:
+    class Impatient(Kept):
+        timeout = 0.1
+
+    world.serve(Impatient)
+    client = world.connect(GET)
+    read_answer(client)
+    assert read_all(client) == b""
+
+
+def test_an_unread_body_does_not_cost_the_answer(world: World) -> None:
+    world.serve(Kept)
+    for _ in range(10):
+        client = world.connect(b"POST /close HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n")
+        client.sendall(b"x" * 1_000_000)
+        time.sleep(0.02)
+        client.sendall(b"x" * 2_000_000)
+        time.sleep(0.02)
+        assert read_all(client).startswith(b"HTTP/1.1 200")
+
+
+def test_without_a_program_it_serves_as_ever(world: World, monkeypatch: Any) -> None:
+    monkeypatch.setattr(role, "current", None)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Kept)
+    with server:
+        world.begin(server.serve_forever, 0.01)
+        with socket.create_connection(server.server_address, PATIENCE) as client:  # type: ignore[arg-type]
+            for _ in range(3):
+                client.sendall(GET)
+                assert b"Connection: keep-alive" in read_answer(client)
+        server.shutdown()
+
+
+def test_one_request_is_all_that_wsgiref_serves(world: World) -> None:
+    class Handler(serving.KeepAlive, wsgiref.simple_server.WSGIRequestHandler):
+        linger = 0.2
+
+        def log_message(self, *_: object) -> None: ...
+
+    def application(_: object, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"hello"]
+
+    server = wsgiref.simple_server.WSGIServer(("", 0), Handler, bind_and_activate=False)
+    server.set_app(application)
+    thread = world.begin(serving.serve, server, world.listener, world.loop)
+    assert read_all(world.connect(GET)).endswith(b"hello")
+    silent = world.connect()
+    soon(lambda: not world.loop.wait(world.listener, timeout=0))
+    world.end()
+    assert read_all(silent) == b""
+    thread.join(PATIENCE)
+
+
+# --- serve_streams
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"hello " + await reader.readline())
+
+
+def run_streams(world: World, handle: Any = greet, **options: Any) -> threading.Thread:
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what["exception"]))
+        await serving.serve_streams(handle, world.listener, world.loop, **options)
+
+    failures: list[Exception] = []
+    world.failures = failures  # type: ignore[attr-defined]
+    return world.begin(lambda: asyncio.run(main(), debug=True))
+
+
+def test_streams_are_served_and_closed_in_good_order(world: World) -> None:
+    run_streams(world)
+    for _ in range(20):
+        assert read_all(world.connect(b"you\nand what nobody reads")) == b"hello you\n"
+
+
+def test_streams_accepted_just_before_the_end_are_served(world: World) -> None:
+    """asyncio.Server drops these: it has accepted them, and has not yet made a transport when it is closed."""
+    clients: list[socket.socket] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not clients:
+            clients.extend(world.connect(b"%d\n" % number) for number in range(30))
+            asyncio.get_running_loop().call_later(0.01, world.end)
+            await asyncio.sleep(0.2)
+        await greet(reader, writer)
+
+    thread = run_streams(world, handle)
+    assert read_all(world.connect(b"first\n")) == b"hello first\n"
+    thread.join(PATIENCE)
+    world.listener.settimeout(0.1)
+    left = 0
+    try:
+        while True:
+            world.listener.accept()[0].close()
+            left += 1
+    except TimeoutError:
+        pass
+    answers = [read_all(client) for client in clients[: len(clients) - left]]
+    assert answers == [b"hello %d\n" % number for number in range(len(answers))]
+
+
+def test_a_handler_that_is_at_work_is_waited_for(world: World) -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        question = await reader.readline()
+        world.end()
+        await asyncio.sleep(0.2)
+        writer.write(question)
+
+    thread = run_streams(world, slow)
+    client = world.connect(b"question\n")
+    assert read_all(client) == b"question\n"
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_a_long_answer_reaches_a_slow_client_whole(world: World) -> None:
+    async def much(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x" * 20_000_000)
+        world.end()
+
+    thread = run_streams(world, much)
+    client = world.connect()
+    time.sleep(1.3)  # longer than a client may take to go
+    assert len(read_all(client)) == 20_000_000
+    thread.join(PATIENCE)
+
+
+def test_a_client_that_stays_is_left_after_a_second(world: World) -> None:
+    thread = run_streams(world)
+    client = world.connect(b"you\n")
+    assert client.recv(100) == b"hello you\n"
+    world.end()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def test_what_a_handler_raises_is_told_and_its_connection_closed(world: World) -> None:
+    async def fails(*_: object) -> None:
+        raise ValueError("wrong")
+
+    run_streams(world, fails)
+    assert read_all(world.connect()) == b""
+    assert [repr(each) for each in world.failures] == ["ValueError('wrong')"]  # type: ignore[attr-defined]
+
+
+def test_cancelled_it_stops_accepting(world: World) -> None:
+    async def main() -> None:
+        task = asyncio.ensure_future(serving.serve_streams(greet, world.listener, world.loop))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        events = asyncio.get_running_loop()
+        assert not events.remove_reader(world.listener)
+        assert not events.remove_reader(world.loop)
+
+    asyncio.run(main())
+
+
+def test_streams_speak_tls(world: World, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key -out certificate -days 2"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate", tmp_path / "key")
+    run_streams(world, ssl=context)
+    world.connect(b"no TLS at all, but a lot of something else\n")
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "certificate"))
+    with trusting.wrap_socket(world.connect(), server_hostname="localhost") as client:
+        client.sendall(b"you\n")
+        assert client.recv(100) == b"hello you\n"
