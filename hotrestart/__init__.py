@@ -13,7 +13,20 @@ from . import command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import errors, fds, inheritance, listeners, processes, reexec, rolling, signals, sleeper, state, systemd
+    from . import (
+        errors,
+        fds,
+        inheritance,
+        listeners,
+        processes,
+        reexec,
+        rolling,
+        serving,
+        signals,
+        sleeper,
+        state,
+        systemd,
+    )
     from .callbacks import on_stop
     from .errors import HotRestartError
     from .inheritance import bequeath, inherited
@@ -48,6 +61,7 @@ __all__ = [
     "request_stop",
     "restartable",
     "rolling",
+    "serving",
     "signals",
     "sleeper",
     "state",

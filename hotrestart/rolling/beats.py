@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from _thread import get_ident
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,17 +36,19 @@ class Beats:
 
 
 class Pulse:
-    """A worker's own number. Any thread; a loop that turns in one thread covers up one that hangs in another."""
+    """A worker's own number. Only the loop of the thread that has made it counts: others may read `running` as well."""
 
-    __slots__ = ("_limit", "_numbers", "_place", "_retire", "_turns")
+    __slots__ = ("_limit", "_numbers", "_place", "_retire", "_thread", "_turns")
 
     def __init__(self, beats: Beats, place: int, limit: int, retire: Callable[[], None]) -> None:
         """`retire` is called after `limit` turns (0: never)."""
         self._numbers, self._place, self._limit, self._retire = beats.numbers, place, limit, retire
-        self._turns = 0
+        self._turns, self._thread = 0, get_ident()
 
     def turn(self) -> None:
         """The loop begins another turn."""
+        if get_ident() != self._thread:
+            return
         number = self._numbers[self._place]
         self._numbers[self._place] = number + 1 + number % 2
         self._turns += 1
@@ -54,11 +57,13 @@ class Pulse:
 
     def rest(self) -> None:
         """What follows may last: a sleep, a wait, the time before and after the loop."""
-        self._numbers[self._place] += self._numbers[self._place] % 2
+        if get_ident() == self._thread:
+            self._numbers[self._place] += self._numbers[self._place] % 2
 
     def work(self) -> None:
         """The rest is over."""
-        self._numbers[self._place] += 1 - self._numbers[self._place] % 2
+        if get_ident() == self._thread:
+            self._numbers[self._place] += 1 - self._numbers[self._place] % 2
 
 
 class Watch:

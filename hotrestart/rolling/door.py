@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import bytecode, command, processes, reexec, role, signals, state, takeover
+from .. import bytecode, callbacks, command, processes, reexec, role, signals, state, takeover
 from . import asking, bare
 from .beats import Beats
 from .forkserver import MINE, serve
@@ -67,11 +67,13 @@ def _start_supervision(options: Options) -> Worker:
     beats = Beats()
     ours, theirs = pair()
     server: list[int] = []
+    take_callbacks_along = callbacks.kept_over_a_fork()
     try:
         if _is_alone():
             child = processes.fork()
             if child is None:
                 ours.close()
+                take_callbacks_along()
                 command.first.pid = os.getpid()
                 return serve(asking.begin(Lifeline(theirs)), beats, options, mask=mask)
             server = [child.pid, ours.fileno()]

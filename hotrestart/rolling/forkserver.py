@@ -13,7 +13,7 @@ import signal
 import sys
 from time import monotonic
 
-from .. import callbacks, exits, log, processes, signals
+from .. import callbacks, exits, log, processes, reexec, signals
 from ..errors import LifelineError
 from ..leash import unleash
 from .home import Home
@@ -102,6 +102,7 @@ class _ForkServer:
         return None
 
     def _fork(self, number: int, place: int) -> Worker | None:
+        reexec.flush_streams()  # what is buffered would be printed by each worker
         self._mask = signals.block(MINE)
         take_callbacks_along = callbacks.kept_over_a_fork()
         try:

@@ -6,6 +6,7 @@ import socket
 
 from .. import listeners
 from ..errors import HotRestartError
+from .generation import NEVER
 from .lifeline import Lifeline
 
 TYPE_CHECKING = False
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Listening"]
 
+_LATE = 5.0  # seconds after the commit in which a generation may still ask for what those before it had
+
 
 class Listening:
-    """Which generation has asked for what. `asked` is `{generation: {(address, name)}}`."""
+    """Which generation has asked for what: `asked` is `{generation: {(address, name)}}`. `look` is wanted at `deadline`."""
 
     def __init__(self) -> None:
         self.asked: dict[int, set[tuple[str, str | None]]] = {}
+        self.deadline = NEVER
+        self._unwanted: set[tuple[str, str | None]] = set()
 
     def answer(self, generation: int, question: dict[str, Any], reply_fd: int) -> None:
         """Hand out the listener, or say why it cannot be had."""
@@ -43,16 +48,26 @@ class Listening:
         finally:
             reply.close()
 
-    def commit(self, generation: int) -> None:
-        """Close what this generation has not asked for."""
-        wanted = self.asked.get(generation, set())
-        self._let_go(set().union(*self.asked.values()) - wanted)
-        self.asked = {generation: wanted}
+    def commit(self, generation: int, now: float) -> None:
+        """From now on only what this generation asks for is wanted. It may be about to ask, having said that it is
+        ready, and what were closed now would be reset: so it has a while."""
+        self._unwanted = self._all()
+        self.asked = {generation: self.asked.get(generation, set())}
+        self.deadline = now + _LATE
+
+    def look(self, now: float) -> None:
+        """Close what nobody has asked for, when the time has come."""
+        if now >= self.deadline:
+            self._let_go(self._unwanted - set().union(*self.asked.values()))
+            self._unwanted, self.deadline = set(), NEVER
 
     def close(self) -> None:
         """Close everything."""
-        self._let_go(set().union(*self.asked.values()))
+        self._let_go(self._all())
         self.asked.clear()
+
+    def _all(self) -> set[tuple[str, str | None]]:
+        return self._unwanted.union(*self.asked.values())
 
     def _let_go(self, unwanted: set[tuple[str, str | None]]) -> None:
         for address, name in unwanted:

@@ -26,7 +26,22 @@ from .members import Grandchild, Member
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Observer(Protocol):
+        """What the roster tells, and asks."""
+
+        def happened(self, event: str, *about: Any, **more: Any) -> None:
+            """An event of `Rollout`."""
+
+        def load_again(self, member: Member) -> None:
+            """A member has loaded old bytecode."""
+
+        def mourn(self, member: Member, why: str) -> None:
+            """A member has ended; the event follows."""
+
+        def limits(self) -> dict[int, Options]:
+            """The options of each generation."""
 
 
 __all__ = ["Roster"]
@@ -37,24 +52,13 @@ _RSS_EVERY = 5.0  # seconds between two looks at the memory of workers that have
 
 
 class Roster:
-    """`happened(event, *about)` is called for each event of `Rollout`; `load_again(member)` when one wants that,
-    and `mourn(member, why)` before the event when one has ended.
-    `limits()`: the options of each generation."""
+    """The members; `observer` is told of all that matters."""
 
-    def __init__(
-        self,
-        selector: selectors.BaseSelector,
-        beats: Beats,
-        happened: Callable[..., None],
-        load_again: Callable[[Member], None],
-        mourn: Callable[[Member, str], None],
-        limits: Callable[[], dict[int, Options]],
-    ) -> None:
+    def __init__(self, selector: selectors.BaseSelector, beats: Beats, observer: Observer) -> None:
         self.members: dict[int, Member] = {}
         self.listening = Listening()
         self.beats = beats
-        self._selector, self._happened, self._limits = selector, happened, limits
-        self._load_again, self._mourn = load_again, mourn
+        self._selector, self._observer = selector, observer
         self._places = list(range(PLACES))
         self._next_rss = 0.0
 
@@ -135,8 +139,8 @@ class Roster:
 
     @property
     def is_quiet(self) -> bool:
-        """No member is about to be gone, and no message is halfway."""
-        return all(
+        """No member is about to be gone, no message is halfway, and nothing is about to be closed."""
+        return self.listening.deadline == NEVER and all(
             member.ended_at is None and member.lifeline is not None and member.lifeline.is_at_rest
             for member in self.members.values()
         )
@@ -152,15 +156,17 @@ class Roster:
         """When `look` is next wanted; infinity for never."""
         times = [member.ended_at + _STATUS_MAY_TAKE for member in self.members.values() if member.ended_at is not None]
         times += [watch.deadline(self.beats.numbers[member.place], now) for member, watch in self._watched()]
-        if any(each.max_rss is not None for each in self._limits().values()):
+        times.append(self.listening.deadline)
+        if any(each.max_rss is not None for each in self._observer.limits().values()):
             times.append(self._next_rss)
         return min(times, default=NEVER)
 
     def look(self, now: float) -> None:
-        """Look for workers that hang, have grown too big, or whose status nobody tells."""
+        """Look for workers that hang, have grown too big, or whose status nobody tells; close unwanted listeners."""
+        self.listening.look(now)
         for member, watch in list(self._watched()):
             if now >= watch.deadline(self.beats.numbers[member.place], now):
-                self._happened("hung", member.process, f"no turn of its loop for {watch.timeout:g} s")
+                self._observer.happened("hung", member.process, f"no turn of its loop for {watch.timeout:g} s")
         for member in list(self.members.values()):
             if member.ended_at is not None and now >= member.ended_at + _STATUS_MAY_TAKE:
                 self._gone(member, STATUS_UNKNOWN)
@@ -169,11 +175,11 @@ class Roster:
             self._look_for_the_fat()
 
     def _look_for_the_fat(self) -> None:
-        limits = self._limits()
+        limits = self._observer.limits()
         for member in list(self.members.values()):
             limit = limits[member.process.generation].max_rss
             if limit and member.process.state == READY and member.child and _resident(member.child.pid) > limit:
-                self._happened("retire", member.process)
+                self._observer.happened("retire", member.process)
 
     def _watched(self) -> Iterator[tuple[Member, Watch]]:
         for member in self.members.values():
@@ -236,9 +242,9 @@ class Roster:
             member.relay.pump()
         why, detail = member.why_it_ended(status)
         is_server, generation = member.process.is_server, member.process.generation
-        self._mourn(member, reason or why)
+        self._observer.mourn(member, reason or why)
         self.forget(member)
-        self._happened("ended", member.process, reason or why, detail=detail)
+        self._observer.happened("ended", member.process, reason or why, detail=detail)
         if is_server:
             for each in list(self.members.values()):
                 if each.process.generation == generation and (each.child is None or each.ended_at is not None):
@@ -264,12 +270,12 @@ class Roster:
             self.distrust(member, str(error))
             return
         if member.process.is_server:
-            self._happened("ready", member.process, options=options)
+            self._observer.happened("ready", member.process, options=options)
         else:
             self.post(member, "become", place=self.take_place(member))
 
     def _on_stale_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._load_again(member)
+        self._observer.load_again(member)
 
     def _on_forked_message(self, server: Member, message: dict[str, Any], rights: list[int]) -> None:
         if not 1 <= len(rights) <= 2:
@@ -293,13 +299,13 @@ class Roster:
             self._gone(member, message["status"], message["reason"])
 
     def _on_ready_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        timeout = self._limits()[member.process.generation].timeout
+        timeout = self._observer.limits()[member.process.generation].timeout
         if timeout is not None:
             member.watch = Watch(timeout, monotonic())
-        self._happened("ready", member.process)
+        self._observer.happened("ready", member.process)
 
     def _on_retire_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._happened("retire", member.process)
+        self._observer.happened("retire", member.process)
 
     def _on_failed_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
         member.reason, member.detail = message["reason"], message["detail"]
@@ -310,10 +316,10 @@ class Roster:
         self.listening.answer(member.process.generation, message, rights.pop())
 
     def _on_restart_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._happened("restart", None)
+        self._observer.happened("restart", None)
 
     def _on_stop_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._happened("stop")
+        self._observer.happened("stop")
 
     # -- what they are made of -------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._sleeper = Sleeper()
         self._selector.register(self._sleeper, selectors.EVENT_READ, lambda: self._sleeper.sleep(0))
-        self.roster = Roster(self._selector, beats, self._happened, self._load_again, self._mourn, self._limits)
+        self.roster = Roster(self._selector, beats, _Observer(self))
         self._events: list[Callable[[], list[Action]]] = []
         self._asked: list[Callable[[], None]] = []
         self._stale: set[int] = set()
@@ -159,7 +159,7 @@ class Supervisor:
         else:
             getattr(self, f"_do_{verb}")(subject)
 
-    def _mourn(self, member: Member, why: str) -> None:
+    def _note_the_end_of(self, member: Member, why: str) -> None:
         """What ends in the coming generation is told by the outcome."""
         if member.process.generation == self.rollout.current and not member.process.is_leaving:
             log.warning(f"{member}: {why}")
@@ -214,7 +214,7 @@ class Supervisor:
         member.send_signals(signal.SIGKILL)
 
     def _do_commit(self, number: int) -> None:
-        self.roster.listening.commit(number)
+        self.roster.listening.commit(number, monotonic())
         self._stale.clear()
         for member in self.roster.members.values():
             if member.process.generation == number and member.process.is_server:
@@ -232,3 +232,11 @@ class Supervisor:
 
     def _do_end(self, status: int) -> None:
         self.exit_status = status
+
+
+class _Observer:
+    """What the roster sees of a supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.happened, self.load_again = supervisor._happened, supervisor._load_again
+        self.mourn, self.limits = supervisor._note_the_end_of, supervisor._limits

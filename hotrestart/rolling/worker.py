@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from _thread import start_new_thread
+from _thread import allocate_lock, start_new_thread
 
 from .. import exits, role, signals, state, takeover
 from ..errors import LifelineError
@@ -44,6 +44,7 @@ class Worker:
         self.pulse = Pulse(beats, place, _with_jitter(options), lambda: self._tell("retire", why="max_jobs"))
         self._lifeline, self._stderr = lifeline, stderr
         self._is_ready = self._is_draining = False
+        self._calls = allocate_lock()
         # As a "restart" signal, for a second TERM must not cut the drain short: the fork server and the kernel may
         # both send one when the supervisor dies.
         self._handling = signals.handling(self.sleeper, restart=(signal.SIGTERM,), stop=(), on_restart=self.drain)
@@ -65,7 +66,8 @@ class Worker:
         self.sleeper.wake(for_good=True)
         if not self._is_draining:
             self._is_draining = True
-            start_new_thread(_call_back, ())
+            self._calls.acquire()
+            start_new_thread(self._call_back, ())
 
     def run(self, main: Callable[[], object]) -> NoReturn:
         """Call `main()` and end this process, with the status it has earned."""
@@ -127,16 +129,19 @@ class Worker:
         self._tell("failed", reason=lines[-1].strip()[:500], detail="".join(lines)[-_LONGEST_DETAIL:])
         return 1
 
+    def _call_back(self) -> None:
+        try:
+            if "hotrestart.callbacks" in sys.modules:
+                from .. import callbacks
+
+                callbacks.call_all_in_a_thread()
+        finally:
+            self._calls.release()
+
     def _end(self, status: int) -> NoReturn:
         self.pulse.rest()
+        self._calls.acquire(True, 5.0)  # a worker may be at its end before the callbacks have begun
         exits.end_now(status)
-
-
-def _call_back() -> None:
-    if "hotrestart.callbacks" in sys.modules:
-        from .. import callbacks
-
-        callbacks.call_all_in_a_thread()
 
 
 def _with_jitter(options: Options) -> int:
