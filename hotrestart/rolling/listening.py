@@ -19,7 +19,8 @@ _LATE = 5.0  # seconds after the commit in which a generation may still ask for 
 
 
 class Listening:
-    """Which generation has asked for what: `asked` is `{generation: {(address, name)}}`. `look` is wanted at `deadline`."""
+    """Which generation has asked for what: `asked` is `{generation: {(address, name)}}`. `look` is wanted at
+    `deadline`."""
 
     def __init__(self) -> None:
         self.asked: dict[int, set[tuple[str, str | None]]] = {}
@@ -51,9 +52,9 @@ class Listening:
     def commit(self, generation: int, now: float) -> None:
         """From now on only what this generation asks for is wanted. It may be about to ask, having said that it is
         ready, and what were closed now would be reset: so it has a while."""
-        self._unwanted = self._all()
-        self.asked = {generation: self.asked.get(generation, set())}
-        self.deadline = now + _LATE
+        wanted = self.asked.get(generation, set())
+        self._unwanted, self.asked = self._all() - wanted, {generation: wanted}
+        self.deadline = now + _LATE if self._unwanted else NEVER
 
     def look(self, now: float) -> None:
         """Close what nobody has asked for, when the time has come."""
