@@ -19,7 +19,8 @@ __all__ = ["main"]
 
 _EXAMPLE = """\
 example:
-  python3 -m hotrestart demo      restart a worker under load, six times and once with broken code, and count its jobs
+  python3 -m hotrestart demo      restart a queue worker in place and a web server rolling, under load, with good code
+                                  and with broken, and account for every job and every request
 """
 
 
@@ -52,22 +53,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    what = "see restarts under load, in ten seconds, with nothing installed"
+    what = "see restarts under load, in twenty seconds, with nothing installed"
     demo = commands.add_parser(
         "demo",
         help=what,
         description="In a temporary folder, a worker takes jobs from a queue while its code is changed and it is sent "
-        "HUP, again and again, once with code that is broken. Then every job is accounted for.",
-        epilog="exit status: 0 if no job was lost or repeated, every restart led to the new code, the broken code was "
-        "refused and the pid stayed; 1 if not.",
+        "HUP, again and again, once with code that is broken. Then an HTTP server with two workers is reloaded while "
+        "clients ask, also with code that does not load, with code that dies once it is ready, and with a worker that "
+        "hangs. Every job and every request is accounted for.",
+        epilog="exit status: 0 if no job was lost or repeated and no request failed, every restart led to the new "
+        "code, the broken code was refused and the pid stayed; 1 if not.",
+    )
+    demo.add_argument(
+        "half", nargs="?", choices=("in-place", "rolling"), help="only the restart in place, or only the rolling one"
     )
     demo.set_defaults(run=_demo)
 
 
-def _demo(_options: argparse.Namespace) -> int:
-    from .demo import run
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import HALVES, run
 
-    return run()
+    return run((options.half,) if options.half else HALVES)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,40 @@
 """The restart in place, shown: release after release on disk, a HUP for each, and jobs that never stop coming.
 
-One release is broken. The story ends early when something does not happen in time; the ledger then says what.
+One release is broken.
 """
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 
 from .jobs import Feeder, Queue
 from .ledger import Ledger, Release
-from .process import Worker
+from .process import Program
+from .story import FORGETS, Story, settle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from ..sleeper import Sleeper
     from .display import Display
     from .ledger import Done
 
-__all__ = ["Interrupted", "demonstrate", "settle"]
+__all__ = ["demonstrate"]
 
 _FIRST, _RELEASES, _BROKEN = 1, (2, 3, 4, 5, 6, 7, 8), 5
 _AT_WORK = 0.6  # seconds of undisturbed work between two releases
-_PATIENCE = 15.0  # seconds for anything that takes milliseconds on an idle machine
-_TURN = 0.01  # seconds
-
-
-class Interrupted(Exception):
-    """Somebody wants it to end before it is over."""
+_REFUSED = re.compile(r"^restart refused, the old code goes on: (.*?)(?: \[pid .*)?$", re.MULTILINE)
 
 
 def demonstrate(folder: Path, display: Display, sleeper: Sleeper) -> int:
     """Show it, with all files in `folder`. 0 if every promise was kept, else 1. Raises Interrupted."""
+    began = display.elapsed()
     display.line("A worker takes jobs from a queue. Its code is changed on disk, and kill -HUP restarts it.", "title")
     display.line()
     file = folder / "jobs.db"
-    worker = Worker(folder)
+    worker = Program(folder, "worker.py")
     worker.deploy(_FIRST)
     with Queue(file) as queue, worker, Feeder(file) as feeder:
         story = _Story(worker, queue, feeder, display, sleeper)
@@ -45,37 +42,17 @@ def demonstrate(folder: Path, display: Display, sleeper: Sleeper) -> int:
         feeder.stop()
         status = worker.stop()
         ledger = Ledger(queue.jobs(), queue.done(), story.releases, worker.pid, status)
-    return settle(ledger, display, log_tail=worker.log_tail())
+    return settle(ledger, display, log_tail=worker.log_tail(), began=began)
 
 
-def settle(ledger: Ledger, display: Display, *, log_tail: list[str]) -> int:
-    """Show the ledger and what it comes to: 0 if every promise was kept, else 1, with the end of the log."""
-    faults = ledger.faults()
-    display.line()
-    display.table(ledger.rows())
-    display.line()
-    if not faults:
-        display.line(f"Every promise was kept. It took {display.elapsed():.1f} s.", "good")
-        return 0
-    for fault in faults:
-        display.line(f"FAILED: {fault}", "bad")
-    display.line()
-    display.line("The end of the worker's log:" if log_tail else "The worker has logged nothing.")
-    for line in log_tail:
-        display.line(f"    {line}")
-    return 1
-
-
-class _Story:
-    """One step after the other; each is True if the next one can be taken."""
-
-    def __init__(self, worker: Worker, queue: Queue, feeder: Feeder, display: Display, sleeper: Sleeper) -> None:
+class _Story(Story):
+    def __init__(self, worker: Program, queue: Queue, feeder: Feeder, display: Display, sleeper: Sleeper) -> None:
+        super().__init__(worker, display, sleeper)
         self.releases: list[Release] = []
         self._worker, self._queue, self._feeder = worker, queue, feeder
-        self._display, self._sleeper = display, sleeper
 
     def tell(self) -> bool:
-        return self._begin() and all(map(self._release, _RELEASES)) and self._work_on() and self._finish()
+        return self._begin() and all(map(self._release, _RELEASES)) and self._work_on(_AT_WORK) and self._finish()
 
     def _begin(self) -> bool:
         if not self._until(lambda: self._latest() is not None, f"version {_FIRST} starts"):
@@ -84,17 +61,17 @@ class _Story:
         return True
 
     def _release(self, version: int) -> bool:
-        if not self._work_on():
+        if not self._work_on(_AT_WORK):
             return False
         broken = version == _BROKEN
-        self._worker.deploy(version, broken=broken)
-        refusals = len(self._worker.refusals())
+        self._worker.deploy(version, *([FORGETS] if broken else []))
+        refusals = len(self._refusals())
         asked = self._worker.hup()
         self._until(
-            lambda: self._is_at_work(version) or len(self._worker.refusals()) > refusals,
+            lambda: self._is_at_work(version) or len(self._refusals()) > refusals,
             f"HUP for version {version}",
         )
-        refusal = next(iter(self._worker.refusals()[refusals:]), None)
+        refusal = next(iter(self._refusals()[refusals:]), None)
         self.releases.append(Release(version, asked, monotonic(), broken, refusal))
         self._announce(version, asked, refusal)
         return self._is_at_work(version) or (broken and refusal is not None)
@@ -112,10 +89,6 @@ class _Story:
         else:
             self._display.event(f"version {version} on disk, HUP: version {latest.version} is still there", "bad")
 
-    def _work_on(self) -> bool:
-        end = monotonic() + _AT_WORK
-        return self._until(lambda: monotonic() > end)
-
     def _finish(self) -> bool:
         """No more jobs, and those that are waiting get done."""
         self._feeder.stop()
@@ -124,26 +97,16 @@ class _Story:
         self._display.event("no more jobs, the queue is empty, TERM")
         return True
 
-    def _until(self, condition: Callable[[], bool], what: str = "") -> bool:
-        """Wait, with a live display; False if the worker ends before `condition()` is true, or patience does."""
-        deadline = monotonic() + _PATIENCE
-        self._display.clear()  # so that what is waited for is seen at once
-        while not condition():
-            if monotonic() > deadline or self._worker.has_ended():
-                return False
-            self._feeder.check()
-            self._show(what)
-            if self._sleeper.sleep(_TURN):
-                raise Interrupted
-        return True
+    def _check(self) -> None:
+        self._feeder.check()
 
-    def _show(self, what: str) -> None:
+    def _state(self) -> str:
         count, latest = self._queue.latest()
-        if latest is None:
-            self._display.moving(what)
-        else:
-            doing = f"version {latest.version}, pid {latest.pid}: {count:,} jobs done"
-            self._display.moving(f"{doing}, {what}" if what else doing)
+        return f"version {latest.version}, pid {latest.pid}: {count:,} jobs done" if latest is not None else ""
+
+    def _refusals(self) -> list[str]:
+        """The reasons for which its log says that it has refused to restart."""
+        return _REFUSED.findall(self._worker.log())
 
     def _latest(self) -> Done | None:
         return self._queue.latest()[1]

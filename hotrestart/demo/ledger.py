@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import median
 from typing import NamedTuple
+
+from .wording import counted, listed, milliseconds, spread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ class Ledger:
             ("jobs repeated", f"{len(self.repeated):,}"),
             ("restarts", f"{len(took)} of {len(good)} led to the new code"),
             ("refusals", f"{len(refusals)}" + (f" ({'; '.join(refusals)})" if refusals else "")),
-            ("pid", f"{self.pid}, from first to last" if len(pids) == 1 else _listed(pids)),
-            ("HUP to first job by new code", _spread(took)),
-            ("longest time without a job", f"{max(pauses) * 1000:.0f} ms" if pauses else "none"),
+            ("pid", f"{self.pid}, from first to last" if len(pids) == 1 else listed(pids)),
+            ("HUP to first job by new code", spread(took)),
+            ("longest time without a job", milliseconds(max(pauses, default=None))),
         ]
 
     def faults(self) -> list[str]:
@@ -93,9 +94,9 @@ class Ledger:
         if not self.done:
             yield "no job was done at all"
         elif self.lost:
-            yield f"{_counted(self.lost)} lost: {_listed(self.lost)}"
+            yield f"{_jobs_were(self.lost)} lost: {listed(self.lost)}"
         if self.repeated:
-            yield f"{_counted(self.repeated)} done more than once: {_listed(self.repeated)}"
+            yield f"{_jobs_were(self.repeated)} done more than once: {listed(self.repeated)}"
         if any(before.version > after.version for before, after in pairwise(self.done)):
             yield "old code did a job after the new code had begun"
 
@@ -115,7 +116,7 @@ class Ledger:
     def _faults_of_process(self) -> Iterable[str]:
         strangers = sorted({each.pid for each in self.done} - {self.pid})
         if strangers:
-            yield f"the pid did not stay {self.pid}: jobs were done by {_listed(strangers)}"
+            yield f"the pid did not stay {self.pid}: jobs were done by {listed(strangers)}"
         expected = 1 + sum(not each.is_broken for each in self.releases)
         if self.done and self.done[-1].generation != expected:
             yield f"the last generation is number {self.done[-1].generation}, not {expected}"
@@ -123,16 +124,5 @@ class Ledger:
             yield f"the program ended with status {self.status}, not 0"
 
 
-def _spread(seconds: list[float]) -> str:
-    if not seconds:
-        return "none"
-    low, middle, high = (f"{each * 1000:.0f}" for each in (min(seconds), median(seconds), max(seconds)))
-    return f"{low} / {middle} / {high} ms (min / median / max)"
-
-
-def _counted(jobs: list[int]) -> str:
-    return "1 job was" if len(jobs) == 1 else f"{len(jobs):,} jobs were"
-
-
-def _listed(numbers: list[int], most: int = 8) -> str:
-    return ", ".join([*map(str, numbers[:most]), *(["..."] if len(numbers) > most else [])])
+def _jobs_were(jobs: list[int]) -> str:
+    return counted(len(jobs), "job was", "jobs were")
