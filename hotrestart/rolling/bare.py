@@ -68,7 +68,7 @@ class _BareSupervisor(Supervisor):
     def __init__(self, document: dict[str, Any]) -> None:
         number = document["generation"]
         options = Options(**document["options"])
-        self._set_up(command.first, Rollout(options, generation=number), Beats(document["beats"]))
+        self._set_up(command.first, Rollout(options, generation=document["last"]), Beats(document["beats"]))
         os.set_inheritable(document["beats"], False)
         self._home = self._next_home = Home.own()
         self._server: list[int] = document["server"]
@@ -128,6 +128,7 @@ class _BareSupervisor(Supervisor):
             generation = self.rollout.generations[self.rollout.current]
             document = {
                 "generation": generation.number,
+                "last": self.rollout.last_number,
                 "options": generation.options.as_document(),
                 "beats": self.beats.fd,
                 "server": [],

@@ -89,6 +89,7 @@ def _document(options: Options, beats: Beats, server: list[int], is_restart_due:
     return {
         "options": options.as_document(),
         "generation": state.generation,
+        "last": state.generation,
         "beats": beats.fd,
         "server": server,
         "restart": is_restart_due,

@@ -81,6 +81,7 @@ class Generation:
         return sum(each.state in states for each in self.workers)
 
     def processes(self) -> list[Process]:
+        """All that there are."""
         return [*self.workers, *([self.server] if self.server else [])]
 
     def note_the_end_of(self, process: Process, now: float) -> None:

@@ -22,6 +22,7 @@ from random import random
 
 from ..outcome import Outcome
 from .generation import ABORTED, DRAINING, KILLED, NEVER, READY, STARTING, Generation, Process
+from .plan import Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ __all__ = ["Rollout"]
 _ABORT, _KILL = ("abort", ABORTED, 2.0), ("kill", KILLED, 5.0)  # what is done, the next state, how long it may last
 
 
-class Rollout:
+class Rollout(Plan):
     """The state of a program that restarts rolling. Every event returns the actions to be carried out, in order:
 
     `("start", process)`: load the program as a fork server, or fork a worker. `("become", process)`: the fork server
@@ -48,12 +49,11 @@ class Rollout:
 
     def __init__(self, options: Options, *, generation: int = 1, share: Callable[[], float] = random) -> None:
         """`generation`: the number of the first; `share`: a random number from 0 to 1, for the jitter."""
-        self.generations: dict[int, Generation] = {}
-        self.current = self.coming = 0  # numbers; 0 for none
-        self.stage, self.extra, self.status = "", 0, 0
+        super().__init__()
+        self.stage, self.status = "", 0
         self.stages: dict[str, float] = {}
-        self.is_stopping = self._was_told_to_stop = self._has_ended = False
-        self._last_number, self._options, self._share = generation, options, share
+        self._was_told_to_stop = self._has_ended = False
+        self.last_number, self._options, self._share = generation, options, share
         self._now = self._stage_began = 0.0
         self._last_id = 0
         self._askers: list[tuple[object, float]] = []
@@ -64,7 +64,7 @@ class Rollout:
 
     def begin(self, now: float) -> list[Action]:
         """The program starts."""
-        self._load(self._last_number, self._options, now)
+        self._load(self.last_number, self._options, now)
         return self._settle(now)
 
     def go_on_with(self, generation: Generation, extra: int) -> None:
@@ -167,8 +167,8 @@ class Rollout:
             self._tell(queued, Outcome(False, generation=self.current, stage="stop", reason="the program stops"))
         elif self._queued and self.current and not self.coming:
             self._askers, self._queued = self._queued, []
-            self._last_number += 1
-            self._load(self._last_number, self.generations[self.current].options, now)
+            self.last_number += 1
+            self._load(self.last_number, self.generations[self.current].options, now)
         for generation in list(self.generations.values()):
             if self._is_doomed(generation):
                 self._wind_up(generation, now)
@@ -229,7 +229,8 @@ class Rollout:
         """Start what is missing, drain what is too much."""
         wanted, batch = self._target(generation), self._batch()
         if generation.number == self.current:
-            self._revive(generation, now)
+            if generation.options.preload and generation.server is None and now >= generation.not_before:
+                self._start(generation, now, is_server=True)  # the old one has died; its workers go on
             for process in generation.least_needed()[: max(0, generation.count(READY) - wanted)]:
                 self._drain(process, now)
             wanted += 0 if self.coming else min(generation.retiring(), max(0, (batch or 1) - generation.leaving()))
@@ -258,8 +259,6 @@ class Rollout:
         elif server is None and not generation.workers:
             del self.generations[generation.number]
 
-    # -- what they are made of -------------------------------------------------------------------------------------
-
     def _load(self, number: int, options: Options, now: float) -> None:
         self.stages = {}
         self.generations[number] = Generation(number, options)
@@ -285,11 +284,6 @@ class Rollout:
             self._roll_back(process.why or reason, detail, now)
         elif generation.number == self.current:
             generation.note_the_end_of(process, now)
-
-    def _revive(self, generation: Generation, now: float) -> None:
-        """The current generation's fork server has died: its workers go on, and it is loaded again."""
-        if generation.options.preload and generation.server is None and now >= generation.not_before:
-            self._start(generation, now, is_server=True)
 
     def _start(self, generation: Generation, now: float, *, is_server: bool = False) -> None:
         self._last_id += 1
@@ -333,39 +327,3 @@ class Rollout:
 
     def _tell(self, askers: list[tuple[object, float]], outcome: Outcome) -> None:
         self._actions.append(("outcome", (outcome, [asker for asker, _ in askers])))
-
-    # -- what can be derived ---------------------------------------------------------------------------------------
-
-    def _processes(self) -> list[Process]:
-        return [process for generation in self.generations.values() for process in generation.processes()]
-
-    def _is_doomed(self, generation: Generation) -> bool:
-        return self.is_stopping or generation.number not in (self.current, self.coming)
-
-    def _batch(self) -> int | None:
-        number = self.coming or self.current
-        return self.generations[number].options.batch if number in self.generations else None
-
-    def _wanted(self, generation: Generation) -> int:
-        """How many workers the generation is to have once it is the only one."""
-        current = self.generations.get(self.current, generation)
-        same = generation.options.workers == current.options.workers
-        return (generation.options.workers or 1) + (self.extra if same else 0)
-
-    def _target(self, generation: Generation) -> int:
-        """How many it is to have now: with `batch`, each new worker that is ready stands in for an old one."""
-        if generation.number == self.coming:
-            return 0 if generation.is_failing else self._wanted(generation)
-        coming = self.generations.get(self.coming)
-        relieved = coming.count(READY) if coming and not coming.is_failing and self._batch() else 0
-        return max(0, self._wanted(generation) - relieved)
-
-    def _room(self, generation: Generation) -> int:
-        """How many more workers there may be, draining ones counted; what the current generation lacks is set aside."""
-        present = [each for each in self.generations.values() if not self._is_doomed(each)]
-        wanted = max((self._wanted(each) for each in present), default=0)
-        total = sum(len(each.workers) for each in self.generations.values())
-        current = self.generations.get(self.current)
-        if current is not None and current is not generation:
-            total += max(0, self._target(current) - current.count(STARTING, READY))
-        return max(0, wanted + (self._batch() or wanted) - total)

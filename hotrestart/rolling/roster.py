@@ -9,39 +9,24 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import socket
 from time import monotonic
 
 from .. import log
 from ..errors import LifelineError
-from ..options import Options
 from ..processes import STATUS_UNKNOWN
 from .beats import PLACES, Beats, Watch
 from .generation import DRAINING, NEVER, READY
+from .hearing import Hearing, close_all
 from .home import Home
-from .lifeline import PROTOCOL, Lifeline
 from .listening import Listening
-from .members import Grandchild, Member
+from .members import Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any, Protocol
+    from typing import Any
 
-    class Observer(Protocol):
-        """What the roster tells, and asks."""
-
-        def happened(self, event: str, *about: Any, **more: Any) -> None:
-            """An event of `Rollout`."""
-
-        def load_again(self, member: Member) -> None:
-            """A member has loaded old bytecode."""
-
-        def mourn(self, member: Member, why: str) -> None:
-            """A member has ended; the event follows."""
-
-        def limits(self) -> dict[int, Options]:
-            """The options of each generation."""
+    from .hearing import Observer
 
 
 __all__ = ["Roster"]
@@ -58,6 +43,7 @@ class Roster:
         self.members: dict[int, Member] = {}
         self.listening = Listening()
         self.beats = beats
+        self._hearing = Hearing(self, observer)
         self._selector, self._observer = selector, observer
         self._places = list(range(PLACES))
         self._next_rss = 0.0
@@ -169,7 +155,7 @@ class Roster:
                 self._observer.happened("hung", member.process, f"no turn of its loop for {watch.timeout:g} s")
         for member in list(self.members.values()):
             if member.ended_at is not None and now >= member.ended_at + _STATUS_MAY_TAKE:
-                self._gone(member, STATUS_UNKNOWN)
+                self.gone(member, STATUS_UNKNOWN)
         if now >= self._next_rss:
             self._next_rss = now + _RSS_EVERY
             self._look_for_the_fat()
@@ -210,13 +196,13 @@ class Roster:
             for _ in range(_BATCHES):
                 messages = messages or lifeline.receive()
                 while messages and member.lifeline is lifeline:  # a message may make us let go of who has sent it
-                    self._on_message(member, *messages.pop(0))
+                    self._hearing.understand(member, *messages.pop(0))
                 if member.lifeline is not lifeline:
                     break
         except LifelineError as error:
             self.distrust(member, str(error))
         for _, rights in messages:
-            _close(rights)
+            close_all(rights)
         if member.lifeline is not lifeline:
             return
         if lifeline.has_ended:
@@ -228,12 +214,12 @@ class Roster:
         """Its pidfd says so; or, where there is none, its lifeline."""
         status = member.child.poll() if member.child is not None else STATUS_UNKNOWN
         if status is not None:
-            self._gone(member, status)
+            self.gone(member, status)
         elif member.ended_at is None:
             self._unregister(member.watched)
             member.ended_at = monotonic()
 
-    def _gone(self, member: Member, status: int, reason: str = "") -> None:
+    def gone(self, member: Member, status: int, reason: str = "") -> None:
         """It has ended. A fork server takes with it whom it was about to fork, and all knowledge of its children."""
         if self.members.get(member.process.id) is not member:
             return
@@ -248,78 +234,7 @@ class Roster:
         if is_server:
             for each in list(self.members.values()):
                 if each.process.generation == generation and (each.child is None or each.ended_at is not None):
-                    self._gone(each, STATUS_UNKNOWN)
-
-    # -- messages --------------------------------------------------------------------------------------------------
-
-    def _on_message(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
-        """Each handler takes out of `rights` what it keeps."""
-        try:
-            handler = getattr(self, f"_on_{message['type']}_message", None)
-            if handler is None:
-                raise LifelineError(f"{message['type']!r} is nothing that a supervisor is told")
-            handler(member, message, rights)
-        finally:
-            _close(rights)
-
-    def _on_hello_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
-        try:
-            options = _understood(message)
-            member.home = Home.from_document(message["home"])
-        except (TypeError, LookupError, ValueError) as error:
-            self.distrust(member, str(error))
-            return
-        if member.process.is_server:
-            self._observer.happened("ready", member.process, options=options)
-        else:
-            self.post(member, "become", place=self.take_place(member))
-
-    def _on_stale_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._observer.load_again(member)
-
-    def _on_forked_message(self, server: Member, message: dict[str, Any], rights: list[int]) -> None:
-        if not 1 <= len(rights) <= 2:
-            raise LifelineError("a worker has no lifeline")
-        lifeline, *pidfd = rights
-        rights.clear()
-        child = Grandchild(message["pid"], *pidfd)
-        member = self.members.get(message["worker"])
-        if member is None or member.process.generation != server.process.generation or member.child is not None:
-            child.send_signal(signal.SIGKILL)  # it was given up before it was born
-            child.close()
-            os.close(lifeline)
-            return
-        member.child, member.lifeline = child, Lifeline(socket.socket(fileno=lifeline))
-        self.adopt(member)
-        member.send_signals(*member.due)
-
-    def _on_exited_message(self, server: Member, message: dict[str, Any], _rights: list[int]) -> None:
-        member = self.members.get(message["worker"])
-        if member is not None and member.process.generation == server.process.generation:
-            self._gone(member, message["status"], message["reason"])
-
-    def _on_ready_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        timeout = self._observer.limits()[member.process.generation].timeout
-        if timeout is not None:
-            member.watch = Watch(timeout, monotonic())
-        self._observer.happened("ready", member.process)
-
-    def _on_retire_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._observer.happened("retire", member.process)
-
-    def _on_failed_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
-        member.reason, member.detail = message["reason"], message["detail"]
-
-    def _on_listen_message(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
-        if len(rights) != 1:
-            raise LifelineError("a question about a listener has no socket for the answer")
-        self.listening.answer(member.process.generation, message, rights.pop())
-
-    def _on_restart_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._observer.happened("restart", None)
-
-    def _on_stop_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._observer.happened("stop")
+                    self.gone(each, STATUS_UNKNOWN)
 
     # -- what they are made of -------------------------------------------------------------------------------------
 
@@ -348,24 +263,6 @@ class Roster:
             self._selector.unregister(file)
         except (KeyError, ValueError):
             pass  # it was never watched, or is not any more; its number may be closed by now
-
-
-def _close(rights: list[int]) -> None:
-    for fd in rights:
-        os.close(fd)
-
-
-def _understood(hello: dict[str, Any]) -> Options:
-    """The options of a generation that can be worked with; ValueError says why it cannot."""
-    if hello["protocol"] != PROTOCOL:
-        raise ValueError(
-            f"its hotrestart {hello['version']} speaks protocol {hello['protocol']}, this supervisor speaks "
-            f"{PROTOCOL}: stop the program and start it again"
-        )
-    options = Options(**hello["options"])
-    if options.workers is None:
-        raise ValueError("the new code does not ask for workers= any more: stop the program and start it again")
-    return options
 
 
 def _resident(pid: int) -> int:

@@ -1,0 +1,136 @@
+"""What members say to their supervisor, and what follows from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from time import monotonic
+
+from ..errors import LifelineError
+from ..options import Options
+from .beats import Watch
+from .home import Home
+from .lifeline import PROTOCOL, Lifeline
+from .members import Grandchild
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, Protocol
+
+    from .members import Member
+    from .roster import Roster
+
+    class Observer(Protocol):
+        """What the roster tells, and asks."""
+
+        def happened(self, event: str, *about: Any, **more: Any) -> None:
+            """An event of `Rollout`."""
+
+        def load_again(self, member: Member) -> None:
+            """A member has loaded old bytecode."""
+
+        def mourn(self, member: Member, why: str) -> None:
+            """A member has ended; the event follows."""
+
+        def limits(self) -> dict[int, Options]:
+            """The options of each generation."""
+
+
+__all__ = ["Hearing", "close_all"]
+
+
+class Hearing:
+    """One method for each message. Each takes out of `rights`, the descriptors that have come along, what it keeps."""
+
+    def __init__(self, roster: Roster, observer: Observer) -> None:
+        self._roster, self._observer = roster, observer
+
+    def understand(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
+        """Act on a message. Raises LifelineError if it makes no sense."""
+        try:
+            handler = getattr(self, f"_on_{message['type']}_message", None)
+            if handler is None:
+                raise LifelineError(f"{message['type']!r} is nothing that a supervisor is told")
+            handler(member, message, rights)
+        finally:
+            close_all(rights)
+
+    def _on_hello_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        try:
+            options = _understood(message)
+            member.home = Home.from_document(message["home"])
+        except (TypeError, LookupError, ValueError) as error:
+            self._roster.distrust(member, str(error))
+            return
+        if member.process.is_server:
+            self._observer.happened("ready", member.process, options=options)
+        else:
+            self._roster.post(member, "become", place=self._roster.take_place(member))
+
+    def _on_stale_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._observer.load_again(member)
+
+    def _on_forked_message(self, server: Member, message: dict[str, Any], rights: list[int]) -> None:
+        if not 1 <= len(rights) <= 2:
+            raise LifelineError("a worker has no lifeline")
+        lifeline, *pidfd = rights
+        rights.clear()
+        child = Grandchild(message["pid"], *pidfd)
+        member = self._roster.members.get(message["worker"])
+        if member is None or member.process.generation != server.process.generation or member.child is not None:
+            child.send_signal(signal.SIGKILL)  # it was given up before it was born
+            child.close()
+            os.close(lifeline)
+            return
+        member.child, member.lifeline = child, Lifeline(socket.socket(fileno=lifeline))
+        self._roster.adopt(member)
+        member.send_signals(*member.due)
+
+    def _on_exited_message(self, server: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        member = self._roster.members.get(message["worker"])
+        if member is not None and member.process.generation == server.process.generation:
+            self._roster.gone(member, message["status"], message["reason"])
+
+    def _on_ready_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        timeout = self._observer.limits()[member.process.generation].timeout
+        if timeout is not None:
+            member.watch = Watch(timeout, monotonic())
+        self._observer.happened("ready", member.process)
+
+    def _on_retire_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._observer.happened("retire", member.process)
+
+    def _on_failed_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        member.reason, member.detail = message["reason"], message["detail"]
+
+    def _on_listen_message(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
+        if len(rights) != 1:
+            raise LifelineError("a question about a listener has no socket for the answer")
+        self._roster.listening.answer(member.process.generation, message, rights.pop())
+
+    def _on_restart_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._observer.happened("restart", None)
+
+    def _on_stop_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
+        self._observer.happened("stop")
+
+
+def close_all(rights: Iterable[int]) -> None:
+    """Descriptors that nobody wants."""
+    for fd in rights:
+        os.close(fd)
+
+
+def _understood(hello: dict[str, Any]) -> Options:
+    """The options of a generation that can be worked with; ValueError says why it cannot."""
+    if hello["protocol"] != PROTOCOL:
+        raise ValueError(
+            f"its hotrestart {hello['version']} speaks protocol {hello['protocol']}, this supervisor speaks "
+            f"{PROTOCOL}: stop the program and start it again"
+        )
+    options = Options(**hello["options"])
+    if options.workers is None:
+        raise ValueError("the new code does not ask for workers= any more: stop the program and start it again")
+    return options
