@@ -112,6 +112,7 @@ class _BeatingLoop(WorkerLoop):
 
     @property
     def running(self) -> bool:
+        """As ever; and a turn of the loop."""
         self._pulse.turn()
         return not state.should_stop
 
@@ -121,6 +122,7 @@ class _BeatingLoop(WorkerLoop):
             yield turn
 
     def sleep(self, timeout: float | None = None) -> bool:
+        """As ever; it may last."""
         self._pulse.rest()
         try:
             return super().sleep(timeout)
@@ -128,6 +130,7 @@ class _BeatingLoop(WorkerLoop):
             self._pulse.work()
 
     def wait(self, *files: File, timeout: float | None = None) -> list[File]:
+        """As ever; it may last."""
         self._pulse.rest()
         try:
             return super().wait(*files, timeout=timeout)

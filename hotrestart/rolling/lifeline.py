@@ -86,6 +86,7 @@ class Lifeline:
         end.setblocking(False)
 
     def fileno(self) -> int:
+        """Readable when there is something to `receive`."""
         return self.socket.fileno()
 
     @property

@@ -38,6 +38,7 @@ class Relay:
         os.set_blocking(fd, False)
 
     def fileno(self) -> int:
+        """Readable when something was printed."""
         return self.fd
 
     def pump(self) -> None:
@@ -54,6 +55,7 @@ class Relay:
                 return
 
     def close(self) -> None:
+        """Who still prints gets EPIPE from now on."""
         os.close(self.fd)
 
 
