@@ -33,6 +33,8 @@ class World:
 
     def __init__(self) -> None:
         self.sleeper = Sleeper()
+        self.has_heir = False
+        self.failures: list[Exception] = []  # what asyncio was told
         self.loop: loop.WorkerLoop
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.errors: list[BaseException] = []
@@ -215,9 +217,8 @@ def test_when_descriptors_are_short_it_says_so_and_goes_on(world: World, how: st
         client.settimeout(PATIENCE)
         client.connect(world.listener.getsockname())
         soon(lambda: "accepting no connections for a moment" in caplog.text)
-        began = time.process_time()
         time.sleep(0.2)
-        assert time.process_time() - began < 0.1, "it does not spin"
+        assert len(caplog.records) == 1, "it does not spin"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with client:
@@ -505,11 +506,9 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 def run_streams(world: World, handle: Any = greet, **options: Any) -> threading.Thread:
     async def main() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what["exception"]))
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: world.failures.append(what["exception"]))
         await serving.serve_streams(handle, world.listener, world.loop, **options)
 
-    failures: list[Exception] = []
-    world.failures = failures  # type: ignore[attr-defined]
     return world.begin(lambda: asyncio.run(main(), debug=True))
 
 
@@ -586,7 +585,7 @@ def test_what_a_handler_raises_is_told_and_its_connection_closed(world: World) -
 
     run_streams(world, fails)
     assert read_all(world.connect()) == b""
-    assert [repr(each) for each in world.failures] == ["ValueError('wrong')"]  # type: ignore[attr-defined]
+    assert [repr(each) for each in world.failures] == ["ValueError('wrong')"]
 
 
 def test_cancelled_it_stops_accepting(world: World) -> None:
