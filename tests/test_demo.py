@@ -23,7 +23,7 @@ import pytest
 
 from hotrestart import __version__
 from hotrestart.__main__ import main
-from hotrestart.demo import inplace
+from hotrestart.demo import inplace, story
 from hotrestart.demo.display import Display
 from hotrestart.demo.jobs import Queue
 from hotrestart.demo.ledger import Done, Ledger, Release
@@ -32,7 +32,7 @@ from tests.harness import CHECKOUT, PATIENCE, clean_environment
 
 pytestmark = pytest.mark.core
 
-COMMAND = [sys.executable, "-m", "hotrestart", "demo"]
+COMMAND = [sys.executable, "-m", "hotrestart", "demo", "in-place"]
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ def test_on_a_terminal_one_line_moves_and_is_cleared(env: dict[str, str]) -> Non
     assert is_clean(env)
 
 
-def run_on_a_terminal(cwd: Path, env: dict[str, str]) -> tuple[int, str]:
+def run_on_a_terminal(cwd: Path, env: dict[str, str], command: list[str] = COMMAND) -> tuple[int, str]:
     ours, theirs = pty.openpty()
     try:
-        demo = subprocess.Popen(COMMAND, cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+        demo = subprocess.Popen(command, cwd=cwd, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     finally:
         os.close(theirs)
     written = b""
@@ -164,7 +164,7 @@ def test_it_can_be_interrupted_and_leaves_nothing_behind(
     demo.send_signal(how)
     _, said = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 130
-    assert said == "hotrestart demo: interrupted; the worker is ended, its folder removed\n"
+    assert said == "hotrestart demo: interrupted; what it started is ended, its folder removed\n"
     assert not is_there(worker)
     await_end_of_session(worker)
     assert is_clean(env)
@@ -239,9 +239,9 @@ def test_a_lost_and_a_repeated_job_are_seen(records: tuple[Queue, sqlite3.Connec
     rows = dict(ledger.rows())
     assert (rows["jobs put in"], rows["jobs done"], rows["jobs lost"], rows["jobs repeated"]) == ("5", "4", "1", "1")
     screen = io.StringIO()
-    assert inplace.settle(ledger, Display(screen), log_tail=["a line of the log"]) == 1
+    assert story.settle(ledger, Display(screen), log_tail=["a line of the log"]) == 1
     assert "FAILED: 1 job was lost: 4\nFAILED: 1 job was done more than once: 3\n" in screen.getvalue()
-    assert screen.getvalue().endswith("The end of the worker's log:\n    a line of the log\n")
+    assert screen.getvalue().endswith("The end of the program's log:\n    a line of the log\n")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_each_broken_promise_is_a_fault(change: dict[str, object], fault: str) -
 
 def test_a_ledger_of_nothing_can_be_shown() -> None:
     screen = io.StringIO()
-    assert inplace.settle(Ledger([], [], [], 77, 1), Display(screen), log_tail=[]) == 1
+    assert story.settle(Ledger([], [], [], 77, 1), Display(screen), log_tail=[]) == 1
     assert "FAILED: no job was done at all\n" in screen.getvalue()
 
 
@@ -309,7 +309,7 @@ def test_a_worker_that_breaks_a_promise_is_found_out(
     monkeypatch.setattr(pkgutil, "get_data", lambda *_: source.replace(code, sabotaged).encode())
     monkeypatch.setattr(inplace, "_RELEASES", (2, 5))
     monkeypatch.setattr(inplace, "_AT_WORK", 0.3)
-    monkeypatch.setattr(inplace, "_PATIENCE", 2.0 if fault and "did not lead" in fault else PATIENCE)
+    monkeypatch.setattr(story, "_PATIENCE", 2.0 if fault and "did not lead" in fault else PATIENCE)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     screen, sleeper = io.StringIO(), Sleeper()
     try:
@@ -357,7 +357,7 @@ def test_colour_and_movement(
 
 
 def test_no_command_is_wrong_usage(env: dict[str, str]) -> None:
-    ran = subprocess.run([*COMMAND[:-1]], env=env, capture_output=True, text=True)
+    ran = subprocess.run(COMMAND[:3], env=env, capture_output=True, text=True)
     assert ran.returncode == 2
     assert "usage: python3 -m hotrestart" in ran.stderr
 
@@ -371,6 +371,7 @@ def test_no_command_is_wrong_usage(env: dict[str, str]) -> None:
         ([], 2, "COMMAND"),
         (["dmeo"], 2, "invalid choice: 'dmeo'"),
         (["demo", "--fast"], 2, "unrecognized arguments: --fast"),
+        (["demo", "sideways"], 2, "invalid choice: 'sideways'"),
     ],
 )
 def test_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, said: str) -> None:

@@ -52,7 +52,9 @@ def demonstrate(folder: Path, display: Display, sleeper: Sleeper) -> int:
         story.tell()
         has_ended = server.has_ended()
         status = server.stop()
-    ledger = TrafficLedger(story.traffic, story.releases, story.hang, server.pid, status, has_ended)
+    ledger = TrafficLedger(
+        story.traffic, story.releases, story.hang, server.pid, status, is_early=has_ended, missed=story.missed
+    )
     return settle(ledger, display, log_tail=server.log_tail(), began=began)
 
 

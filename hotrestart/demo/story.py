@@ -39,6 +39,8 @@ class Story:
 
     def __init__(self, program: Program, display: Display, sleeper: Sleeper) -> None:
         self._program, self._display, self._sleeper = program, display, sleeper
+        self.missed = ""
+        """What was waited for in vain."""
 
     def _state(self) -> str:
         """What the program does, for the moving line; "" as long as it does nothing."""
@@ -57,6 +59,7 @@ class Story:
         self._display.clear()  # so that what is waited for is seen at once
         while not condition():
             if monotonic() > deadline or self._program.has_ended():
+                self.missed = what or "work"
                 return False
             self._check()
             self._display.moving(", ".join(filter(None, (self._state(), what))))

@@ -41,7 +41,7 @@ class Hang(NamedTuple):
 @dataclass(frozen=True)
 class TrafficLedger:
     """What there is to know about the reloads of one program, `pid`, which ended with the exit status `status`;
-    `is_early` if nobody had asked it to."""
+    `is_early` if nobody had asked it to. `missed`: what has not happened in time."""
 
     traffic: Traffic
     releases: list[Release]
@@ -49,6 +49,7 @@ class TrafficLedger:
     pid: int
     status: int
     is_early: bool = False
+    missed: str = ""
 
     def first_answer(self, version: int) -> float | None:
         """When a version has answered for the first time; None if it never did."""
@@ -158,6 +159,8 @@ class TrafficLedger:
     def _faults_of_process(self) -> Iterable[str]:
         if self.is_early:
             yield f"the pid did not stay {self.pid}: that process ended before it was asked to"
+        if self.missed and not self.is_early:
+            yield f"this did not come about in time: {self.missed}"
         if self.status != 0:
             yield f"the program ended with status {self.status}, not 0"
 
