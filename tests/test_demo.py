@@ -16,7 +16,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -311,13 +311,18 @@ def test_a_worker_that_breaks_a_promise_is_found_out(
     monkeypatch.setattr(inplace, "_AT_WORK", 0.3)
     monkeypatch.setattr(story, "_PATIENCE", 2.0 if fault and "did not lead" in fault else PATIENCE)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    status, shown = show(inplace.demonstrate, tmp_path)
+    assert status == (1 if fault else 0), shown
+    assert (fault or "Every promise was kept.") in shown
+
+
+def show(demonstrate: Callable[[Path, Display, Sleeper], int], folder: Path) -> tuple[int, str]:
+    """Have it run to its end here; its status, and what it has shown."""
     screen, sleeper = io.StringIO(), Sleeper()
     try:
-        status = inplace.demonstrate(tmp_path, Display(screen), sleeper)
+        return demonstrate(folder, Display(screen), sleeper), screen.getvalue()
     finally:
         sleeper.close()
-    assert status == (1 if fault else 0), screen.getvalue()
-    assert (fault or "Every promise was kept.") in screen.getvalue()
 
 
 # --- the display

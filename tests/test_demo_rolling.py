@@ -23,9 +23,8 @@ from hotrestart.demo.ledger import Release
 from hotrestart.demo.process import Process
 from hotrestart.demo.traffic import Answer, Death, Failure, Traffic
 from hotrestart.demo.traffic_ledger import Hang, TrafficLedger
-from hotrestart.sleeper import Sleeper
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
-from tests.test_demo import COMMAND, all_pids, await_end_of_session, is_clean, run_on_a_terminal
+from tests.test_demo import COMMAND, all_pids, await_end_of_session, is_clean, run_on_a_terminal, show
 
 pytestmark = pytest.mark.core
 
@@ -120,10 +119,14 @@ def read_until(demo: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     raise AssertionError(f"never said: {demo.communicate()}")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    ("when", "later"),
-    [("A server with two", 0.05), ("serves on", 0.2), ("version 2 on disk", 0.35), ("spin for ever", 0.3)],
+    ("how", "when", "later"),
+    [
+        (signal.SIGINT, "A server with two", 0.05),
+        (signal.SIGTERM, "serves on", 0.2),
+        (signal.SIGINT, "version 2 on disk", 0.35),
+        (signal.SIGINT, "spin for ever", 0.3),
+    ],
     ids=["starting", "at work", "reloading", "hanging"],
 )
 def test_it_can_be_interrupted_and_leaves_nothing_behind(
@@ -359,18 +362,14 @@ def test_a_server_that_breaks_a_promise_is_found_out(
     assert code in source
     source = source.replace(code, sabotaged) if code else sabotaged
     monkeypatch.setattr(pkgutil, "get_data", lambda *_: source.encode())
-    monkeypatch.setattr(rolling, "_RELEASES", (2, 4))
+    monkeypatch.setattr(rolling, "_RELEASES", (2,))
     monkeypatch.setattr(rolling, "_UNDISTURBED", 0.3)
     gives_up = fault is not None and ("did not lead" in fault or "not ended" in fault)
     monkeypatch.setattr(story, "_PATIENCE", 3.0 if gives_up else PATIENCE)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
-    screen, sleeper = io.StringIO(), Sleeper()
-    try:
-        status = rolling.demonstrate(tmp_path, Display(screen), sleeper)
-    finally:
-        sleeper.close()
-    assert status == (1 if fault else 0), screen.getvalue()
-    assert re.search(f"FAILED: .*{fault}" if fault else "Every promise was kept.", screen.getvalue()), screen.getvalue()
+    status, shown = show(rolling.demonstrate, tmp_path)
+    assert status == (1 if fault else 0), shown
+    assert re.search(f"FAILED: .*{fault}" if fault else "Every promise was kept.", shown), shown
     assert still_there({"TMPDIR": str(tmp_path)}) == []
 
 
@@ -379,9 +378,6 @@ def test_broken_code_that_is_not_refused_is_found_out(tmp_path: Path, monkeypatc
     monkeypatch.setattr(rolling, "_FLAWS", {4: ("VERSION = ", "VERSION = ")})
     monkeypatch.setattr(rolling, "_UNDISTURBED", 0.3)
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
-    screen, sleeper = io.StringIO(), Sleeper()
-    try:
-        assert rolling.demonstrate(tmp_path, Display(screen), sleeper) == 1
-    finally:
-        sleeper.close()
-    assert "FAILED: version 4 is broken and was not refused\n" in screen.getvalue()
+    status, shown = show(rolling.demonstrate, tmp_path)
+    assert status == 1
+    assert "FAILED: version 4 is broken and was not refused\n" in shown

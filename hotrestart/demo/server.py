@@ -43,7 +43,7 @@ class Handler(serving.KeepAlive, http.server.BaseHTTPRequestHandler):
             spin(self)
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Nothing: the client keeps a record."""
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from pathlib import Path
     from typing import BinaryIO
 
@@ -53,7 +53,7 @@ class Traffic:
         self._unread = b""
 
     @contextmanager
-    def reading(self, file: Path) -> Iterator[None]:
+    def reading(self, file: Path) -> Generator[None, None, None]:
         """Inside of this, `look` reads from there; the last look is at the end of it."""
         with file.open("rb") as self._stream:
             yield
