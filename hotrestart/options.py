@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["Options"]
 
 _FOREVER = 4e6  # seconds, 46 days: the C library does not take just any number
-_MOST_WORKERS = 8192  # as many as there are places on the page of beats
+_MOST_WORKERS = 2048
 
 
 class Options:

@@ -26,13 +26,13 @@ report_fd: int = -1
 
 
 class Membership:
-    """What ties this process to its supervisor: the descriptors of the lifeline, the page of beats, and standard error
-    as it will be once this generation serves (-1: as it is)."""
+    """What ties this process to its supervisor: the descriptors of the lifeline, the page of beats, the tether, and
+    standard error as it will be once this generation serves (-1: as it is)."""
 
-    __slots__ = ("beats", "lifeline", "stderr")
+    __slots__ = ("beats", "lifeline", "stderr", "tether")
 
-    def __init__(self, lifeline: int, beats: int, stderr: int = -1) -> None:
-        self.lifeline, self.beats, self.stderr = lifeline, beats, stderr
+    def __init__(self, lifeline: int, beats: int, tether: int, stderr: int) -> None:
+        self.lifeline, self.beats, self.tether, self.stderr = lifeline, beats, tether, stderr
 
 
 membership: Membership | None = None
@@ -201,7 +201,7 @@ def _become_a_member(numbers: list[int], parent: int) -> None:
         pass  # not the main thread
     if not faulthandler.is_enabled():
         faulthandler.enable(all_threads=True)
-    leash.leash(membership.lifeline)
+    leash.leash(leash.Tether(membership.tether))
     if os.getppid() != parent:
         _end()
 

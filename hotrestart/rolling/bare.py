@@ -12,13 +12,13 @@ import sys
 
 from .. import command, inheritance, listeners, log, reexec, signals, state
 from ..options import Options
-from .beats import Beats
 from .carried import as_document, descriptors, restored
 from .generation import Generation, Process
 from .home import Home
 from .members import Member
 from .rollout import Rollout
 from .supervisor import Supervisor
+from .ties import Ties
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def become(document: dict[str, Any], keep: set[int], home: Home | None = None) -
     argv = [home.python, "-I", "-S", "-B", "-c", _CODE, home.library, "supervisor of", *command.first.argv]
     held = [int(number) for number in SIGNALS if number not in command.first.blocked]
     listening = listeners.hand_over()
-    keep = {*keep, document["beats"], *command.first.fds, *[each["fd"] for each in listening], *listeners.systemd_fds()}
+    keep = {*keep, *document["ties"], *command.first.fds, *[each["fd"] for each in listening], *listeners.systemd_fds()}
     common = {"role": "supervisor", "command": command.first.as_document(), "listeners": listening, "held": held}
     reexec.exec_with(home.python, argv, {**common, **document}, keep)
 
@@ -68,8 +68,7 @@ class _BareSupervisor(Supervisor):
     def __init__(self, document: dict[str, Any]) -> None:
         number = document["generation"]
         options = Options(**document["options"])
-        self._set_up(command.first, Rollout(options, generation=document["last"]), Beats(document["beats"]))
-        os.set_inheritable(document["beats"], False)
+        self._set_up(command.first, Rollout(options, generation=document["last"]), Ties.of(document["ties"]))
         self._home = self._next_home = Home.own()
         self._server: list[int] = document["server"]
         listeners.adopt(document["listeners"])
@@ -130,7 +129,7 @@ class _BareSupervisor(Supervisor):
                 "generation": generation.number,
                 "last": self.rollout.last_number,
                 "options": generation.options.as_document(),
-                "beats": self.beats.fd,
+                "ties": self.ties.numbers(),
                 "server": [],
                 "restart": False,
                 "serving": {"extra": self.rollout.extra, "members": members},

@@ -27,6 +27,7 @@ class Beats:
     def __init__(self, fd: int | None = None) -> None:
         self._is_mine = fd is None
         self.fd = _memory() if fd is None else fd
+        os.set_inheritable(self.fd, False)
         self.numbers = memoryview(mmap.mmap(self.fd, _SIZE)).cast("Q")
 
     def close(self) -> None:

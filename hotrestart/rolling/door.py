@@ -13,9 +13,9 @@ import sys
 
 from .. import bytecode, callbacks, command, processes, reexec, role, signals, state, takeover
 from . import asking, bare
-from .beats import Beats
 from .forkserver import MINE, serve
 from .lifeline import Lifeline, pair
+from .ties import Ties
 from .worker import Worker
 
 TYPE_CHECKING = False
@@ -42,7 +42,7 @@ def enter(options: Options) -> Worker:
     if bytecode.drop_stale(command.first.since):
         asking.lifeline.send("stale")
         os._exit(0)  # nobody's exit handlers: it has never been
-    return serve(asking.lifeline, Beats(member.beats), options, mask=mask, stderr=member.stderr)
+    return serve(asking.lifeline, Ties.of([member.beats, member.tether]), options, mask=mask, stderr=member.stderr)
 
 
 def _check() -> None:
@@ -64,7 +64,7 @@ def _start_supervision(options: Options) -> Worker:
     reexec.flush_streams()
     is_restart_due = signals.take_held()
     mask = signals.block(bare.SIGNALS)
-    beats = Beats()
+    ties = Ties()
     ours, theirs = pair()
     server: list[int] = []
     take_callbacks_along = callbacks.kept_over_a_fork()
@@ -73,24 +73,26 @@ def _start_supervision(options: Options) -> Worker:
             child = processes.fork()
             if child is None:
                 ours.close()
+                ties.tether.let_go()
                 take_callbacks_along()
                 command.first.pid = os.getpid()
-                return serve(asking.begin(Lifeline(theirs)), beats, options, mask=mask)
+                return serve(asking.begin(Lifeline(theirs)), ties, options, mask=mask)
             server = [child.pid, ours.fileno()]
-        bare.become(_document(options, beats, server, is_restart_due), {ours.fileno()})
+        bare.become(_document(options, ties, server, is_restart_due), {ours.fileno()})
     except OSError:
         ours.close()  # a fork server that is there already learns it, and ends without having been
         theirs.close()
+        ties.close()
         signals.restore_mask(mask)
         raise
 
 
-def _document(options: Options, beats: Beats, server: list[int], is_restart_due: bool) -> dict[str, Any]:
+def _document(options: Options, ties: Ties, server: list[int], is_restart_due: bool) -> dict[str, Any]:
     return {
         "options": options.as_document(),
         "generation": state.generation,
         "last": state.generation,
-        "beats": beats.fd,
+        "ties": ties.numbers(),
         "server": server,
         "restart": is_restart_due,
         "serving": None,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..options import Options
     from ..processes import Child
-    from .beats import Beats
+    from .ties import Ties
 
 __all__ = ["MINE", "serve"]
 
@@ -36,25 +36,25 @@ MINE = (*signals.FOR_SUPERVISORS, signal.SIGTERM)
 _KNELL = 2.0  # seconds between ABRT and KILL, for a dump of the stacks
 
 
-def serve(lifeline: Lifeline, beats: Beats, options: Options, *, mask: list[int], stderr: int = -1) -> Worker:
+def serve(lifeline: Lifeline, ties: Ties, options: Options, *, mask: list[int], stderr: int = -1) -> Worker:
     """Tell the supervisor that the program is loaded, and fork workers for it. Returns in each worker; the fork
     server itself ends with SystemExit, so that the program's `finally` clauses and exit handlers run, once.
 
     `MINE` are blocked; `mask` is the signal mask to go back to. `stderr`: see `Worker`.
     """
-    return _ForkServer(lifeline, beats, options, mask, stderr).run()
+    return _ForkServer(lifeline, ties, options, mask, stderr).run()
 
 
 class _ForkServer:
-    def __init__(self, lifeline: Lifeline, beats: Beats, options: Options, mask: list[int], stderr: int) -> None:
-        self._lifeline, self._beats, self._options, self._stderr = lifeline, beats, options, stderr
+    def __init__(self, lifeline: Lifeline, ties: Ties, options: Options, mask: list[int], stderr: int) -> None:
+        self._lifeline, self._ties, self._options, self._stderr = lifeline, ties, options, stderr
         self._workers: dict[int, Child] = {}
         self._mask = mask
         self._shrugging = signals.shrugging(MINE)
         self._is_ending = self._is_orphan = self._has_been_asked = False
 
     def run(self) -> Worker:
-        unleash(self._lifeline.fileno())
+        unleash()
         self._shrugging.__enter__()
         signals.restore_mask(self._mask)
         home = Home.own()
@@ -131,7 +131,7 @@ class _ForkServer:
 
     def _born(self, lifeline: Lifeline, place: int) -> Worker:
         """A worker's first moments, in which signals wait."""
-        worker = Worker(lifeline, self._beats, place, self._options, self._stderr)
+        worker = Worker(lifeline, self._ties, place, self._options, self._stderr)
         worker.enter()
         signals.restore_mask(self._mask)
         return worker

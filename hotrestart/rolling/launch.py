@@ -13,13 +13,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .beats import Beats
     from .generation import Process
+    from .ties import Ties
 
 __all__ = ["launch"]
 
 
-def launch(process: Process, program: command.Command, beats: Beats) -> Member:
+def launch(process: Process, program: command.Command, ties: Ties) -> Member:
     """The member that runs `program`, which finds out by its inheritance whose member it is. Raises OSError.
 
     Its standard error passes through us until it serves.
@@ -37,14 +37,15 @@ def launch(process: Process, program: command.Command, beats: Beats) -> Member:
         theirs.append(write_end)
         stderr = _standard_error()
         theirs.append(stderr)
-        document = _document(process.generation, program, [lifeline, beats.fd, stderr])
+        shared = ties.numbers()[:2]  # the write end is ours alone
+        document = _document(process.generation, program, [lifeline, *shared, stderr])
         memory, value = inheritance.write(document)
         theirs.append(memory)
         member.child = processes.spawn(
             program.argv,
             env={**program.env, command.VARIABLE: value},
             cwd=None if program.is_here() else program.cwd,
-            keep=[lifeline, beats.fd, stderr, memory, *program.fds],
+            keep=[lifeline, *shared, stderr, memory, *program.fds],
             redirect={2: write_end},
             blocked={*program.blocked, *document["held"]},
         )

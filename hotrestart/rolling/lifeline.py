@@ -4,9 +4,8 @@ A frame is the length of its text, the number of descriptors that come with it, 
 checked against one table, here, so what the rest of the code gets has the shape that the table says. The end of file is
 a message too: the other side is gone.
 
-A worker's lifeline carries nothing towards the worker: an answer (to `listen`) goes over a socket that came with the
-question. So the kernel can be told to send the worker a TERM when the lifeline becomes readable (`leash`), for that can
-only mean that the supervisor has died. No thread and no handler of ours has to watch it.
+A worker's lifeline carries nothing towards the worker, so nobody has to watch it: an answer (to `listen`) goes over a
+socket that came with the question.
 """
 
 from __future__ import annotations

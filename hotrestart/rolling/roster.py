@@ -69,7 +69,7 @@ class Roster:
 
     def take_place(self, member: Member) -> int:
         """A place on the page of beats."""
-        member.place = self._places.pop(0)
+        member.place = self._places.pop(0) if self._places else -1  # then nobody watches over it
         self.beats.numbers[member.place] = 0
         return member.place
 
@@ -169,7 +169,7 @@ class Roster:
 
     def _watched(self) -> Iterator[tuple[Member, Watch]]:
         for member in self.members.values():
-            if member.watch is not None and member.process.state in (READY, DRAINING):
+            if member.watch is not None and member.place != -1 and member.process.state in (READY, DRAINING):
                 yield member, member.watch
 
     # -- what can be heard and seen of members ----------------------------------------------------------------------

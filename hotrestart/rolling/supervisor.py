@@ -14,11 +14,11 @@ from time import monotonic
 from .. import command, log
 from ..options import Options
 from ..sleeper import Sleeper
-from .beats import Beats
 from .launch import launch
 from .members import Member
 from .rollout import Rollout
 from .roster import Roster
+from .ties import Ties
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,16 +59,16 @@ class Supervisor:
         options are said there. `cwd` and `env`: here and now's, if not given. `ready_timeout`: for the very first load,
         seconds. Raises OptionError, OSError."""
         options = Options(workers=1, ready_timeout=ready_timeout)
-        self._set_up(command.Command.of(argv, cwd, env), Rollout(options), Beats())
+        self._set_up(command.Command.of(argv, cwd, env), Rollout(options), Ties())
 
-    def _set_up(self, program: command.Command, rollout: Rollout, beats: Beats) -> None:
-        self.program, self.rollout, self.beats = program, rollout, beats
+    def _set_up(self, program: command.Command, rollout: Rollout, ties: Ties) -> None:
+        self.program, self.rollout, self.ties = program, rollout, ties
         self.exit_status: int | None = None
         """What the program has ended with, for `sys.exit`; None while it runs."""
         self._selector = selectors.DefaultSelector()
         self._sleeper = Sleeper()
         self._selector.register(self._sleeper, selectors.EVENT_READ, lambda: self._sleeper.sleep(0))
-        self.roster = Roster(self._selector, beats, _Observer(self))
+        self.roster = Roster(self._selector, ties.beats, _Observer(self))
         self._events: list[Callable[[], list[Action]]] = []
         self._asked: list[Callable[[], None]] = []
         self._stale: set[int] = set()
@@ -111,7 +111,7 @@ class Supervisor:
         self.roster.close()
         self._selector.close()
         self._sleeper.close()
-        self.beats.close()
+        self.ties.close()
 
     # -- asking it -------------------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class Supervisor:
             self._happened("ended", process, why)
 
     def _launch(self, process: Process) -> Member:
-        return launch(process, self.program, self.beats)
+        return launch(process, self.program, self.ties)
 
     def _load_again(self, member: Member) -> None:
         """It has found, and dropped, old bytecode of new sources; once is enough."""

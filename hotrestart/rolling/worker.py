@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
     from ..options import Options
-    from .beats import Beats
     from .lifeline import Lifeline
+    from .ties import Ties
 
 __all__ = ["Worker"]
 
@@ -38,11 +38,11 @@ class Worker:
 
     has_heir = False
 
-    def __init__(self, lifeline: Lifeline, beats: Beats, place: int, options: Options, stderr: int = -1) -> None:
+    def __init__(self, lifeline: Lifeline, ties: Ties, place: int, options: Options, stderr: int = -1) -> None:
         """`stderr`: what standard error is to be once this worker serves, or -1."""
         self.sleeper = Sleeper()
-        self.pulse = Pulse(beats, place, _with_jitter(options), lambda: self._tell("retire", why="max_jobs"))
-        self._lifeline, self._stderr = lifeline, stderr
+        self.pulse = Pulse(ties.beats, place, _with_jitter(options), lambda: self._tell("retire", why="max_jobs"))
+        self._lifeline, self._ties, self._stderr = lifeline, ties, stderr
         self._is_ready = self._is_draining = False
         self._calls = allocate_lock()
         # As a "restart" signal, for a second TERM must not cut the drain short: the fork server and the kernel may
@@ -55,10 +55,7 @@ class Worker:
         self._handling.__enter__()
         role.current, takeover.membership = self, None
         asking.begin(self._lifeline)
-        leash(self._lifeline.fileno())
-        self._lifeline.receive()
-        if self._lifeline.has_ended:
-            self.drain()
+        leash(self._ties.tether)
 
     def drain(self) -> None:
         """Let the main loop end. In any thread and in a signal handler."""
