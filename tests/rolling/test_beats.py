@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -88,6 +89,17 @@ def test_the_limit_counts_this_worker_s_turns_not_those_of_who_had_the_place_bef
     for _ in range(10):
         pulse.turn()
     assert calls == [3]
+
+
+def test_the_loop_of_another_thread_does_not_cover_up_one_that_hangs() -> None:
+    page = Page()
+    pulse = Pulse(page, 0, 3, never)
+    pulse.turn()
+    for step in STEPS:
+        thread = threading.Thread(target=getattr(pulse, step))
+        thread.start()
+        thread.join()
+    assert page.numbers[0] == 1
 
 
 # --- what the supervisor makes of it
