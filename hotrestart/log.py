@@ -12,7 +12,7 @@ import sys
 
 from . import state
 
-__all__ = ["error", "info", "last_words", "pass_on", "straight_to_stderr", "warning"]
+__all__ = ["dump_stacks_on_abort", "error", "info", "last_words", "pass_on", "straight_to_stderr", "warning"]
 
 _straight = False
 
@@ -61,6 +61,17 @@ def pass_on(output: bytes) -> None:
             output = output[os.write(2, output[:4096]) :]  # PIPE_BUF: that much goes at once
     except OSError:
         pass  # closed, or nobody reads it
+
+
+def dump_stacks_on_abort() -> None:
+    """Let ABRT show on descriptor 2 where this process is stuck, unless the program has seen to it already."""
+    import faulthandler
+
+    try:
+        if not faulthandler.is_enabled():
+            faulthandler.enable(2, all_threads=True)
+    except (OSError, RuntimeError, ValueError):
+        pass  # started without standard error
 
 
 def last_words(message: str) -> None:

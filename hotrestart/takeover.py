@@ -190,7 +190,7 @@ def _become_a_member(numbers: list[int], parent: int) -> None:
     """Come under the supervisor that has started this process: signals for the group are its business, and when it is
     gone this process shall not serve. It may hang before it comes to main(), so ABRT shows where."""
     global membership
-    import faulthandler
+    from . import log
 
     membership = Membership(*numbers)
     for fd in numbers:
@@ -199,8 +199,7 @@ def _become_a_member(numbers: list[int], parent: int) -> None:
         signals.shrugging().__enter__()
     except RuntimeError:
         pass  # not the main thread
-    if not faulthandler.is_enabled():
-        faulthandler.enable(all_threads=True)
+    log.dump_stacks_on_abort()
     leash.leash(leash.Tether(membership.tether))
     if os.getppid() != parent:
         _end()

@@ -49,6 +49,7 @@ def become(document: dict[str, Any], keep: set[int], home: Home | None = None) -
 
 def main(told: str) -> NoReturn:
     """The supervisor's whole life."""
+    _fill_standard_streams()
     document = inheritance.read({command.VARIABLE: told})
     if document is None:
         sys.exit(reexec.EX_OSERR)
@@ -59,6 +60,15 @@ def main(told: str) -> NoReturn:
     supervisor.take_signals()
     signals.unblock(document["held"])
     sys.exit(supervisor.run())
+
+
+def _fill_standard_streams() -> None:
+    """What was started without some of them would write its log into whatever has the number next."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 class _BareSupervisor(Supervisor):

@@ -29,6 +29,7 @@ def as_document(member: Member) -> dict[str, Any]:
         "lifeline": member.lifeline.fileno() if member.lifeline is not None else -1,
         "relay": member.relay.fd if member.relay is not None and not member.relay.has_ended else -1,
         "place": member.place,
+        "parent": member.parent,
         "timeout": member.watch.timeout if member.watch is not None else None,
     }
 
@@ -50,7 +51,7 @@ def restored(process: Process, document: dict[str, Any]) -> Member:
         member.lifeline = Lifeline(socket.socket(fileno=lifeline))
     if relay != -1:
         member.relay = Relay(relay)
-    member.place = document.get("place", -1)
+    member.place, member.parent = document.get("place", -1), document.get("parent", 0)
     if document.get("timeout") is not None:
         member.watch = Watch(document["timeout"], process.since)
     return member

@@ -167,12 +167,10 @@ class _ForkServer:
 
 def _prepare_for_forks() -> None:
     """Once, before the first."""
-    import faulthandler
     import gc
     import threading
 
-    if not faulthandler.is_enabled():
-        faulthandler.enable(all_threads=True)  # a hung worker is ended by ABRT: this says where it hung
+    log.dump_stacks_on_abort()  # a hung worker is ended so
     if threading.active_count() > 1:
         names = ", ".join(each.name for each in threading.enumerate() if each is not threading.main_thread())
         log.warning(

@@ -84,6 +84,7 @@ class Hearing:
             child.close()
             os.close(lifeline)
             return
+        member.parent = server.process.id
         member.child, member.lifeline = child, Lifeline(socket.socket(fileno=lifeline))
         self._roster.adopt(member)
         member.send_signals(*member.due)

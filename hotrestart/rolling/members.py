@@ -61,7 +61,8 @@ class Relay:
 
 class Member:
     """One process. `child` is None until the fork server has told its pid, and `due` the signals that it gets then;
-    `home` is where its interpreter and its hotrestart are; `reason` and `detail`: why it fails, if it has said so."""
+    `parent`: the id of
+    that fork server; `home` is where its interpreter and its hotrestart are; `reason` and `detail`: why it fails, if it has said so."""
 
     __slots__ = (
         "child",
@@ -70,6 +71,7 @@ class Member:
         "ended_at",
         "home",
         "lifeline",
+        "parent",
         "place",
         "process",
         "reason",
@@ -85,6 +87,7 @@ class Member:
         self.relay: Relay | None = None
         self.watch: Watch | None = None
         self.place = self.watched = -1
+        self.parent = 0
         self.due: list[int] = []
         self.reason = self.detail = ""
         self.home: Home | None = None

@@ -215,6 +215,8 @@ class Roster:
         status = member.child.poll() if member.child is not None else STATUS_UNKNOWN
         if status is not None:
             self.gone(member, status)
+        elif member.parent not in self.members:
+            self.gone(member, STATUS_UNKNOWN)  # nobody is left who could tell
         elif member.ended_at is None:
             self._unregister(member.watched)
             member.ended_at = monotonic()
