@@ -43,7 +43,7 @@ class Handler(serving.KeepAlive, http.server.BaseHTTPRequestHandler):
             spin(self)
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Nothing: the client keeps a record."""
 
 
