@@ -84,7 +84,7 @@ def test_both_halves_keep_every_promise_in_time(tmp_path: Path, surroundings: di
     assert ran.stdout.count("on disk, HUP: first answer") == 4
     assert re.search(r"its stack is in the log \(server\.py, line \d+\), it is killed; \d+ serves", ran.stdout)
     assert not {"\r", "\x1b"} & set(ran.stdout)
-    assert still_there(surroundings) == []
+    await_end_of_all(surroundings)
     assert is_clean(surroundings)
     assert os.listdir(tmp_path / "empty") == []
 
@@ -138,7 +138,7 @@ def test_it_can_be_interrupted_and_leaves_nothing_behind(
     _, said = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 130
     assert said == "hotrestart demo: interrupted; what it started is ended, its folder removed\n"
-    assert still_there(surroundings) == []
+    await_end_of_all(surroundings)
     assert is_clean(surroundings)
 
 
@@ -370,7 +370,7 @@ def test_a_server_that_breaks_a_promise_is_found_out(
     status, shown = show(rolling.demonstrate, tmp_path)
     assert status == (1 if fault else 0), shown
     assert re.search(f"FAILED: .*{fault}" if fault else "Every promise was kept.", shown), shown
-    assert still_there({"TMPDIR": str(tmp_path)}) == []
+    await_end_of_all({"TMPDIR": str(tmp_path)})
 
 
 def test_broken_code_that_is_not_refused_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
