@@ -510,14 +510,35 @@ def test_an_error_says_close_once(world: World) -> None:
     assert read_all(client).count(b"Connection: close") == 1
 
 
-def test_timeout_counts_between_requests(world: World) -> None:
+@pytest.mark.parametrize("where", ["handler", "server"])
+def test_the_connections_timeout_counts_between_requests_and_stays(world: World, where: str) -> None:
     class Impatient(Kept):
-        timeout = 0.1
+        timeout = 0.2 if where == "handler" else None
 
-    world.serve(Impatient)
+        def do_GET(self) -> None:
+            assert self.connection.gettimeout() == 0.2
+            super().do_GET()
+
+    class Server(http.server.ThreadingHTTPServer):
+        def get_request(self) -> Any:
+            connection, address = super().get_request()
+            connection.settimeout(0.2 if where == "server" else None)
+            return connection, address
+
+    world.serve(Impatient, Server)
     client = world.connect(GET)
     read_answer(client)
     assert read_all(client) == b""
+
+
+def test_a_request_that_comes_in_pieces_is_answered(world: World) -> None:
+    world.serve(Kept)
+    client = world.connect()
+    for _ in range(2):
+        for position in range(0, len(GET), 12):
+            client.sendall(GET[position : position + 12])
+            time.sleep(0.01)
+        assert b"Connection: keep-alive" in read_answer(client)
 
 
 def test_an_unread_body_does_not_cost_the_answer(world: World) -> None:
@@ -529,6 +550,11 @@ def test_an_unread_body_does_not_cost_the_answer(world: World) -> None:
         client.sendall(b"x" * 2_000_000)
         time.sleep(0.02)
         assert read_all(client).startswith(b"HTTP/1.1 200")
+
+
+def test_a_mixin_on_the_wrong_side_is_refused() -> None:
+    with pytest.raises(errors.OptionError, match="to the left of SimpleHTTPRequestHandler"):
+        type("Handler", (http.server.SimpleHTTPRequestHandler, serving.KeepAlive), {})
 
 
 def test_without_a_program_it_serves_as_ever(world: World, monkeypatch: Any) -> None:

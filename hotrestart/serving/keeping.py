@@ -11,10 +11,12 @@ import socket
 from time import monotonic
 
 from .. import role, state
+from ..errors import OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
+    from typing import Any
 else:
     BaseHTTPRequestHandler = object
 
@@ -27,12 +29,13 @@ class KeepAlive(BaseHTTPRequestHandler):
     """A mixin for `BaseHTTPRequestHandler`, to its left: no kept connection is closed on a request.
 
     Once the program is asked to end, the next answer on each connection says `Connection: close`, and a connection that
-    has been idle for `linger` seconds is closed: a client that asks again within that time loses nothing. `timeout`
-    counts between requests, as ever. If more input may come after the last answer, the connection is half-closed and
-    read to its end, for a second at most, so that no reset overtakes the answer.
+    has been idle for `linger` seconds is closed: a client that asks again within that time loses nothing. The timeout
+    of the connection counts between requests, as ever. If more input may come after the last answer, the connection is
+    half-closed and read to its end, for a second at most, so that no reset overtakes the answer.
 
     With `serve` or without, each connection in a thread of its own. A forked child (`ForkingMixIn`) is not told of the
-    ending: give it a `timeout`. An answer that bypasses `send_response` is covered by `linger` alone.
+    ending: give it a `timeout`. An answer that bypasses `send_response` is covered by `linger` alone. Raises
+    OptionError, where the class is made, if the mixin is not to the left.
 
     >>> import http.server
     >>> from hotrestart import serving
@@ -46,6 +49,12 @@ class KeepAlive(BaseHTTPRequestHandler):
 
     _has_said_close = False
     _is_idle = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        order = [each.__name__ for each in cls.__mro__]
+        if "BaseHTTPRequestHandler" in order[: order.index("KeepAlive")]:
+            raise OptionError(f"class {cls.__name__}: KeepAlive goes to the left of {cls.__bases__[0].__name__}")
 
     def handle(self) -> None:
         """Handle the connection, if anything comes on it."""
@@ -91,7 +100,8 @@ class KeepAlive(BaseHTTPRequestHandler):
             both.register(self.connection, POLLIN)
             if role.current is not None:
                 both.register(role.current.sleeper, POLLIN)
-            ready = dict(both.poll(None if self.timeout is None else self.timeout * 1000))
+            timeout = self.connection.gettimeout()
+            ready = dict(both.poll(None if timeout is None else timeout * 1000))
             if self.connection.fileno() in ready or not state.should_stop:
                 return bool(ready)
         alone = poll()
@@ -100,13 +110,14 @@ class KeepAlive(BaseHTTPRequestHandler):
 
     def _has_read_ahead(self) -> bool:
         """Whether some of the next request is here already, so that the socket need not become readable."""
+        timeout = self.connection.gettimeout()
         self.connection.setblocking(False)
         try:
             return bool(self.rfile.peek())  # type: ignore[attr-defined]
         except (AttributeError, OSError):  # rbufsize = 0; nothing there yet, with TLS; an error that reading will find
             return False
         finally:
-            self.connection.settimeout(self.timeout)
+            self.connection.settimeout(timeout)
 
 
 def _part(connection: socket.socket) -> None:
