@@ -171,7 +171,11 @@ def _check_options(name: str | None, backlog: int, mode: int | None, owner: tupl
         raise OptionError(f"listen(): backlog is a number of connections, not {backlog!r}")
     if mode is not None and (not isinstance(mode, int) or not 0 <= mode <= 0o7777):
         raise OptionError(f"listen(): mode is like 0o660, not {mode!r}")
-    if owner is not None and not (isinstance(owner, tuple) and [type(each) for each in owner] == [int, int]):
+    if owner is not None and not (
+        isinstance(owner, tuple)
+        and [type(each) for each in owner] == [int, int]
+        and all(-1 <= each < 2**32 - 1 for each in owner)  # -1: as it is, see chown(2)
+    ):
         raise OptionError(f"listen(): owner is (uid, gid), not {owner!r}")
 
 

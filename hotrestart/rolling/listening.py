@@ -42,7 +42,7 @@ class Listening:
             ) as listener:
                 self.asked.setdefault(generation, set()).add((address, name))
                 reply.post("listening", listener.fileno())
-        except (HotRestartError, OSError) as error:
+        except (HotRestartError, OSError, ValueError, OverflowError) as error:
             reply.post(
                 "refused", errno=getattr(error, "errno", None), reason=getattr(error, "strerror", None) or str(error)
             )

@@ -61,8 +61,8 @@ class Relay:
 
 class Member:
     """One process. `child` is None until the fork server has told its pid, and `due` the signals that it gets then;
-    `parent`: the id of
-    that fork server; `home` is where its interpreter and its hotrestart are; `reason` and `detail`: why it fails, if it has said so."""
+    `parent`: the id of that fork server. `home`: where its interpreter and its hotrestart are. `reason`, `detail`: why
+    it fails, if it has said so."""
 
     __slots__ = (
         "child",

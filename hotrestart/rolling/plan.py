@@ -17,6 +17,12 @@ class Plan:
         self.extra = 0
         self.is_stopping = False
 
+    @property
+    def workers_wanted(self) -> int:
+        """How many workers the program is to have, whatever restart is under way; 0 before the first commit."""
+        current = self.generations.get(self.current)
+        return self._wanted(current) if current is not None else 0
+
     def _processes(self) -> list[Process]:
         return [process for generation in self.generations.values() for process in generation.processes()]
 

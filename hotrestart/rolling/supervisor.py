@@ -129,7 +129,7 @@ class Supervisor:
 
     def scale(self, by: int) -> None:
         """So many workers more, or fewer if negative."""
-        self._ask(lambda: self._happened("scale", by))
+        self._ask(lambda: self._scale(by))
 
     def send_signal(self, number: int) -> None:
         """Pass a signal on to every worker."""
@@ -163,6 +163,10 @@ class Supervisor:
         """What ends in the coming generation is told by the outcome."""
         if member.process.generation == self.rollout.current and not member.process.is_leaving:
             log.warning(f"{member}: {why}")
+
+    def _scale(self, by: int) -> None:
+        self._happened("scale", by)
+        log.info(f"workers wanted: {self.rollout.workers_wanted}")
 
     def _limits(self) -> dict[int, Options]:
         return {number: generation.options for number, generation in self.rollout.generations.items()}
