@@ -110,7 +110,7 @@ class Rolling(Program):
 
     def connect(self, job: str) -> socket.socket:
         """Hand a job to whichever worker takes it."""
-        address = self.wait_until(lambda: self.reports(ready=True) and self._addresses(), "an address")[-1]
+        address = self.wait_until(lambda: self.reports(ready=True) and self.told("address"), "an address")[-1]
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         connection = socket.socket(family)
         try:
@@ -122,8 +122,9 @@ class Rolling(Program):
             raise
         return connection
 
-    def _addresses(self) -> list[Any]:
-        return [each["address"] for each in self.reports() if "address" in each]
+    def told(self, item: str) -> list[Any]:
+        """What the program has reported under this name so far."""
+        return [each[item] for each in self.reports() if item in each]
 
     def ask(self, job: str = "who") -> tuple[str, str, int]:
         """What a worker answers, its version, its pid."""
@@ -200,6 +201,9 @@ class Rolling(Program):
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def __enter__(self) -> Rolling:
+        return self
 
     def __exit__(self, kind: object = None, *more: object) -> None:
         try:

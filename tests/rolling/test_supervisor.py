@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import clean_environment
+from tests.harness import CHECKOUT, clean_environment
 from tests.rolling.programs import Rolling, Traffic, answer_on, children_of, is_running, service
 
 pytestmark = pytest.mark.core
@@ -213,6 +216,21 @@ def test_a_hup_at_any_moment_of_the_first_boot_is_kept(program: Rolling, delay: 
     program.wait_log("generation 2 serves")
 
 
+@pytest.mark.parametrize("step", ["os.fork", "os.exec"])
+def test_a_hup_within_the_first_start_is_kept(program: Rolling, step: str) -> None:
+    """Sent by the process to itself, right before it forks the fork server and right before it is the supervisor."""
+    top = f"""
+once = [os.getpid()]
+def hup(event, arguments):
+    if event == {step!r} and os.getpid() in once:
+        os.kill(once.pop(), signal.SIGHUP)
+sys.addaudithook(hup)
+"""
+    program.deploy(service(top=top))
+    program.start()
+    program.wait_log("generation 2 serves")
+
+
 def takes_hups(pid: int) -> bool:
     """Whether HUP is blocked or has a handler: it does not kill any more."""
     lines = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
@@ -325,6 +343,213 @@ def test_a_program_changes_between_preload_and_none(program: Rolling) -> None:
     assert program.ask()[1] == "3"
 
 
+def test_a_switched_release_link_is_followed_and_the_old_release_can_go(program: Rolling) -> None:
+    current = program.folder / "current"
+    for number in (1, 2):
+        program.deploy(service(number), f"release-{number}/app.py")
+    current.symlink_to("release-1")
+    program.start(cwd=current)
+    program.wait_log("generation 1 serves")
+    shutil.rmtree(program.folder / "release-1")
+    current.unlink()
+    current.symlink_to("release-2")
+    program.reload(expect=2)
+    program.wait_workers(2, version=2)
+    assert program.evaluate("os.path.basename(os.getcwd())") == "release-2"
+
+
+def test_every_generation_begins_with_the_environment_of_the_first(program: Rolling) -> None:
+    top = "os.environ['GROWS'] = os.environ.get('GROWS', '') + 'x'; os.environ.pop('ONCE', '') or told(gone=True)"
+    program.deploy(service(top=top))
+    program.start(env={"ONCE": "secret"})
+    program.wait_log("generation 1 serves")
+    for generation in (2, 3):
+        program.reload(service(generation, top=top), expect=generation)
+        program.wait_workers(2, version=generation)
+        assert program.evaluate("os.environ['GROWS']") == "x"
+        assert program.evaluate("'HOTRESTART' in os.environ") == "False"
+    assert not program.told("gone")
+
+
+def test_a_program_without_standard_streams_restarts(program: Rolling) -> None:
+    """Descriptors 0 to 2 must not become a lifeline or a listener that somebody writes to."""
+    program.deploy(service())
+    closed = "import os, sys; os.closerange(0, 3); os.execv(sys.executable, [sys.executable, 'app.py'])"
+    program.start_command([program.python, "-c", closed])
+    program.wait_report(ready=True, count=2)
+    with Traffic(program):
+        for generation in (2, 3):
+            program.deploy(service(generation))
+            program.hup()
+            program.wait_workers(2, version=generation)
+    program.wait_until(lambda: len(program.members()) == 4, "the old generations end")
+    assert program.stop() == 0
+
+
+def test_a_program_whose_sys_stderr_is_no_file_restarts(program: Rolling) -> None:
+    top = "import io; sys.stderr = io.StringIO()"
+    program.launch(service(top=top))
+    program.reload(service(2, top=top), expect=2)
+    program.wait_workers(2, version=2)
+
+
+@pytest.mark.parametrize("reader", ["is gone", "does not read"])
+def test_a_standard_error_that_nobody_reads_holds_nothing_up(program: Rolling, reader: str) -> None:
+    read_end, write_end = os.pipe()
+    try:
+        program.deploy(service())
+        take_it = f"import os, sys; os.dup2({write_end}, 2); os.execv(sys.executable, [sys.executable, 'app.py'])"
+        program.start_command([program.python, "-c", take_it], pass_fds=[write_end])
+        program.wait_report(ready=True, count=2)
+        if reader == "is gone":
+            os.close(read_end)
+            read_end = -1
+        else:
+            os.set_blocking(write_end, False)
+            try:
+                while True:
+                    os.write(write_end, bytes(4096))
+            except BlockingIOError:
+                os.set_blocking(write_end, True)
+        with Traffic(program):
+            program.deploy("import missing_module")
+            program.hup()
+            program.wait_until(lambda: len(program.servers()) == 2, "it is tried")
+            program.wait_until(lambda: len(program.servers()) == 1, "it is thrown away")
+            program.deploy(service(3))
+            program.hup()
+            program.wait_workers(2, version=3)
+    finally:
+        for fd in (read_end, write_end):
+            if fd != -1:
+                os.close(fd)
+    assert program.stop() == 0
+
+
+def test_a_supervisor_that_runs_out_of_descriptors_recovers(program: Rolling) -> None:
+    program.launch(service())
+    limits = resource.prlimit(program.pid, resource.RLIMIT_NOFILE)
+    workers = program.wait_workers(2)
+    used = max(int(each.split()[0]) for each in program.fds()) + 1
+    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, (used, limits[1]))
+    program.deploy(service(2))
+    program.hup()
+    program.wait_log("generation 2 failed")
+    assert program.wait_workers(2, version=1) == workers
+    victim = workers.pop()
+    program.kill(victim)
+    program.wait_until(lambda: not is_running(victim), "it is gone")
+    for _ in range(20):
+        assert program.ask()[1] == "1"
+    resource.prlimit(program.pid, resource.RLIMIT_NOFILE, limits)
+    program.wait_until(lambda: len(program.workers()) == 2, "two workers again")
+    program.reload(service(3), expect=3)
+    program.wait_workers(2, version=3)
+    program.wait_until(lambda: len(program.members()) == 4, "nothing else is left")
+
+
+# -- the supervisor's own exec -
+
+
+def on_a_copy(program: Rolling, source: str) -> str:
+    """The source, with another installation of hotrestart."""
+    other = program.folder / "other"
+    if not other.exists():
+        shutil.copytree(CHECKOUT / "hotrestart", other / "hotrestart", ignore=shutil.ignore_patterns("__pycache__"))
+    return f"import sys; sys.path.insert(0, {str(other)!r})\n{source}"
+
+
+def library_of_the_supervisor(program: Rolling) -> str:
+    arguments = Path(f"/proc/{program.pid}/cmdline").read_text().split("\0")
+    return arguments[6] if len(arguments) > 6 else ""  # in the midst of an exec there are none
+
+
+def test_the_supervisor_moves_to_the_library_of_the_new_code_and_nothing_is_lost(program: Rolling) -> None:
+    program.launch(service(options="workers=2, timeout=3600"))
+    with program.connect("hold gate") as connection:
+        program.wait_report(job="hold gate")
+        with Traffic(program):
+            program.reload(on_a_copy(program, service(2)), expect=2)
+            program.wait_report(ready=True, version=2, count=2)
+            assert library_of_the_supervisor(program) == str(CHECKOUT)  # an old worker drains
+            (program.folder / "gate").touch()
+            assert answer_on(connection)[1] == "1"
+            moved = str(program.folder / "other")
+            program.wait_until(lambda: library_of_the_supervisor(program) == moved, "it moves")
+    workers = program.wait_workers(2, version=2)
+    victim = workers.pop()
+    program.kill(victim)
+    assert workers < program.wait_workers(2, version=2, without={victim})
+    os.kill(program.pid, signal.SIGTTIN)
+    program.wait_workers(3, version=2)
+    with Traffic(program):
+        program.reload(service(3), expect=3)
+        program.wait_workers(3, version=3)
+        program.wait_until(lambda: library_of_the_supervisor(program) == str(CHECKOUT), "it moves back")
+    assert len({tuple(address) for address in program.told("address")}) == 1
+    program.assert_no_zombie()
+    assert program.stop() == 0
+
+
+def test_moving_leaks_no_descriptor(program: Rolling) -> None:
+    program.launch(service())
+    counts = []
+    for generation in range(2, 12):
+        there = generation % 2 == 0
+        program.reload(on_a_copy(program, service(generation)) if there else service(generation), expect=generation)
+        wanted = str(program.folder / "other") if there else str(CHECKOUT)
+        program.wait_until(lambda: library_of_the_supervisor(program) == wanted, "it moves")  # noqa: B023
+        program.wait_workers(2, version=generation)
+        program.wait_until(lambda: len(program.members()) == 4, "the old generation ends")
+        counts.append(len(program.fds()))
+    # One more: the pipe of what a generation prints, if it has not been closed yet.
+    program.wait_until(lambda: len(program.fds()) <= min(counts[:5]) + 1, "as many descriptors as at first")
+
+
+@pytest.mark.parametrize("delay", range(8))
+@pytest.mark.parametrize("end", ["HUP", "TERM"])
+def test_no_signal_is_lost_while_the_supervisor_moves(program: Rolling, end: str, delay: int) -> None:
+    program.launch(service())
+    program.reload(on_a_copy(program, service(2)), expect=2)
+    if end == "TERM":
+        threading_event_wait(delay * 0.004)
+        program.term()
+        assert program.wait_exit() == 0
+        program.wait_gone()
+        return
+    program.deploy(service(3))
+    for _ in range(10):
+        program.hup()
+        threading_event_wait(delay * 0.001)
+    program.wait_workers(2, version=3)
+    last = [each["generation"] for each in program.reports(imported=True)]
+    assert max(map(str, last)) >= "3"
+
+
+# -- as pid 1 -
+
+
+def test_as_pid_1_it_restarts_reaps_strangers_and_ends(program: Rolling) -> None:
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("unshare is not allowed here")
+    program.deploy(service())
+    program.start_command([*unshare, program.python, "app.py"])
+    program.wait_report(ready=True, count=2)
+    supervisor = program.children()[0]
+    orphan = "os.system('sh -c \"sleep 0.2 & exit 0\"')"
+    for generation in (2, 3):
+        for _ in range(5):
+            program.ask(f"exec {orphan}")
+        program.deploy(service(generation))
+        os.kill(supervisor, signal.SIGHUP)
+        program.wait_report(ready=True, version=generation, count=2)
+        program.wait_until(lambda: program.ask()[1] == str(generation), "the new code")  # noqa: B023
+        program.wait_until(lambda: len(children_of(supervisor)) == 1, "only the fork server is left, and no zombie")
+    os.kill(supervisor, signal.SIGTERM)
+    assert program.wait_exit() == 0
+
+
 # -- listeners -----------------------------------------------------------------------------------------------------
 
 
@@ -332,17 +557,16 @@ def test_a_port_that_the_kernel_chose_is_kept_over_generations(program: Rolling)
     program.launch(service())
     for version in (2, 3):
         program.reload(service(version), expect=version)
-    addresses = {tuple(each["address"]) for each in program.reports() if "address" in each}  # type: ignore[arg-type]
-    assert len(addresses) == 1
+    assert len({tuple(address) for address in program.told("address")}) == 1
 
 
 def test_a_listener_made_at_import_is_kept_over_generations(program: Rolling) -> None:
     top = "bound = hotrestart.listen('127.0.0.1:0', name='early'); told(early=bound.getsockname()[1])"
     program.launch(service(top=top))
     program.reload(service(2, top=top), expect=2)
-    first, second = [each["early"] for each in program.reports() if "early" in each]
+    first, second = program.told("early")
     assert first == second
-    with socket.create_connection(("127.0.0.1", int(str(first)))):
+    with socket.create_connection(("127.0.0.1", first)):
         pass
 
 
@@ -368,17 +592,17 @@ def test_a_datagram_socket_is_kept_over_generations(program: Rolling) -> None:
     program.launch(udp(1), ready=1)
     program.reload(udp(2), expect=2)
     program.wait_workers(1, version=2)
-    first, second = [each["udp"] for each in program.reports() if "udp" in each]
+    first, second = program.told("udp")
     assert first == second
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.sendto(b"hello", ("127.0.0.1", int(str(first))))
+        sender.sendto(b"hello", ("127.0.0.1", first))
     program.wait_report(got="hello", version=2)
 
 
 def test_an_address_that_nobody_asks_for_any_more_is_closed_after_the_commit(program: Rolling) -> None:
     top = "bound = hotrestart.listen('127.0.0.1:0', name='early'); told(early=bound.getsockname()[1])"
     program.launch(service(top=top))
-    port = int(str(program.wait_report(imported=True) and next(e["early"] for e in program.reports() if "early" in e)))
+    port = program.told("early")[0]
 
     def is_open() -> bool:
         try:
@@ -400,8 +624,7 @@ def test_a_rollback_closes_no_address_of_the_old_code(program: Rolling) -> None:
     program.wait_log("generation 2 failed")
     assert program.ask()[1] == "1"
     program.reload(service(3), expect=3)
-    addresses = {tuple(each["address"]) for each in program.reports() if "address" in each}  # type: ignore[arg-type]
-    assert len(addresses) == 1
+    assert len({tuple(address) for address in program.told("address")}) == 1
 
 
 def test_sockets_from_the_service_manager_reach_every_generation(program: Rolling) -> None:
@@ -419,11 +642,15 @@ def test_sockets_from_the_service_manager_reach_every_generation(program: Rollin
             pass_fds=[listener.fileno()],
         )
         program.wait_log("generation 1 serves")
+        inode = os.fstat(listener.fileno()).st_ino
     # Ours is closed: only the program has it now.
     with Traffic(program) as traffic:
         for version in (2, 3):
             program.reload(service(version, address=address), expect=version)
         program.wait_until(lambda: "3" in traffic.versions(), "the newest code")
+    program.wait_workers(2, version=3)
+    inodes = f"[os.fstat(each.fileno()).st_ino for each in [hotrestart.listen({address!r}, name='service')]]"
+    assert program.evaluate(inodes) == f"[{inode}]"
 
 
 # -- embedded in a host --------------------------------------------------------------------------------------------
@@ -484,15 +711,13 @@ def test_a_host_drives_a_supervisor_in_its_own_loop_and_keeps_its_children_and_s
     program.wait_report(ready=True, count=2)
     program.deploy(service(2))
     program.hup()
-    good = program.wait_until(lambda: [each["outcome"] for each in program.reports() if "outcome" in each], "outcome")
+    good = program.wait_until(lambda: program.told("outcome"), "outcome")
     assert good[0]["ok"] is True
     assert good[0]["generation"] == 2
     assert good[0]["stage"] == "commit"
     program.deploy("import missing_module")
     program.hup()
-    bad = program.wait_until(
-        lambda: [each["outcome"] for each in program.reports() if "outcome" in each][1:], "the second outcome"
-    )
+    bad = program.wait_until(lambda: program.told("outcome")[1:], "the second outcome")
     assert bad[0]["ok"] is False
     assert bad[0]["stage"] == "load"
     assert "missing_module" in bad[0]["reason"]
@@ -563,7 +788,7 @@ def test_thirty_restarts_leave_no_descriptor_and_no_process_behind(program: Roll
     for generation in range(5, 32):
         program.reload(service(generation), expect=generation)
     assert program.wait_workers(2, version=31)
-    assert at_rest() == early
+    program.wait_until(lambda: at_rest() == early, "as many descriptors as at first")
     assert len(program.members()) == 4
 
 
