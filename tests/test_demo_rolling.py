@@ -113,10 +113,12 @@ def demo(surroundings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
 
 def read_until(demo: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     assert demo.stdout is not None
+    said = ""
     for line in demo.stdout:
+        said += line
         if found := re.search(pattern, line):
             return found
-    raise AssertionError(f"never said: {demo.communicate()}")
+    raise AssertionError(f"it has not said {pattern!r}: {said}{demo.communicate()}")
 
 
 @pytest.mark.parametrize(
