@@ -76,21 +76,6 @@ def test_the_home_made_handler_restarts(program: Program) -> None:
     assert program.stop() == 0
 
 
-SOCKETSERVER = """
-import socketserver
-import hotrestart
-
-class Handler(socketserver.StreamRequestHandler):
-    def handle(self):
-        self.rfile.readline()
-        self.wfile.write(b"%d\\n" % hotrestart.state.generation)
-
-@hotrestart.restartable(preflight=False)
-def main():
-{body}
-main()
-"""
-
 PLAIN = """
 import hotrestart
 
@@ -107,11 +92,46 @@ def main():
 main()
 """
 
+ACCEPTING = """
+import hotrestart
+from hotrestart import serving
+
+def serve(connection):
+    with connection:
+        connection.recv(100)
+        connection.sendall(b"%d\\n" % hotrestart.state.generation)
+
+@hotrestart.restartable(workers=2)
+def main():
+{body}
+main()
+"""
+
+HTTP = """
+import http.server
+import hotrestart
+from hotrestart import serving
+
+{body}
+
+def answer(self):
+    self.send_response(200)
+    self.send_header("Content-Length", "3")
+    self.end_headers()
+    self.wfile.write(b"%3d" % hotrestart.state.generation)
+
+Handler.do_GET = answer
+Handler.log_message = lambda *_: None
+Handler.address_string = lambda self: ""
+main()
+"""
+
 ASYNCIO = """
 import asyncio
 import hotrestart
+from hotrestart import serving
 
-async def serve(reader, writer):
+async def handle(reader, writer):
     await reader.readline()
     writer.write(b"%d\\n" % hotrestart.state.generation)
     await writer.drain()
@@ -119,28 +139,24 @@ async def serve(reader, writer):
     await writer.wait_closed()
 
 {body}
-asyncio.run(main())
 """
 
 
 def servers() -> dict[str, str]:
     loop = block("loop.wait(listener, timeout=60)")
-    threads = block("socketserver.ThreadingTCPServer")
-    tasks = block("events.add_reader(loop,")
-    indented = {name: textwrap.indent(body, "    ") for name, body in {"plain": loop, "threads": threads}.items()}
+    accepting = block("serving.accept(listener, loop)")
     return {
-        "plain": PLAIN.format(body=indented["plain"]),
-        "socketserver": SOCKETSERVER.format(body=indented["threads"]),
-        "asyncio": ASYNCIO.format(body=tasks.replace("restartable", "restartable(preflight=False)")),
+        "plain": PLAIN.format(body=textwrap.indent(loop, "    ")),
+        "accepting": ACCEPTING.format(body=textwrap.indent(accepting, "    ")),
+        "http": HTTP.format(body=block("http.server.ThreadingHTTPServer")),
+        "asyncio": ASYNCIO.format(body=block("serving.serve_streams(")),
     }
 
 
-@pytest.mark.parametrize("name", ["plain", "socketserver", "asyncio"])
+@pytest.mark.parametrize("name", ["plain", "accepting", "http", "asyncio"])
 def test_a_server_of_the_readme_refuses_nobody_while_it_restarts(program: Program, name: str) -> None:
     path = program.folder / "socket"
-    source = servers()[name].replace("127.0.0.1:8000", f"unix:{path}")
-    source = source.replace('ThreadingTCPServer(("127.0.0.1", 0)', f'ThreadingUnixStreamServer("{path}.unused"')
-    program.deploy(source)
+    program.deploy(servers()[name].replace('listen("127.0.0.1:8000")', f'listen("unix:{path}")'))
     program.start()
     program.wait_until(lambda: answers(path), "the socket")
     for generation in range(1, 11):
@@ -166,5 +182,8 @@ def ask(path: Path) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(PATIENCE)
         client.connect(str(path))
-        client.sendall(b"hello\n")
-        return int(client.recv(100))
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        while chunk := client.recv(1000):
+            answer += chunk
+        return int(answer.split(b"\r\n\r\n")[-1])
