@@ -17,7 +17,7 @@ import pytest
 
 from hotrestart import processes
 from hotrestart.errors import HotRestartError
-from hotrestart.processes import STATUS_UNKNOWN, Child, spawn
+from hotrestart.processes import STATUS_UNKNOWN, Child, fork, spawn
 from tests.harness import PATIENCE, clean_environment
 
 pytestmark = pytest.mark.core
@@ -320,7 +320,7 @@ def test_handlers_of_ours_are_no_handlers_there(start: Start) -> None:
 @pytest.mark.parametrize("options", [{}, {"cwd": "/"}])
 @pytest.mark.parametrize("name", ["missing", "not executable"])
 def test_a_command_that_cannot_be_started_is_an_error(
-    way: str, name: str, options: dict[str, str], tmp_path: Path
+    way: str, name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     path = tmp_path / name
     if name != "missing":
@@ -420,3 +420,285 @@ def test_an_old_kernel_has_no_pidfd(monkeypatch: pytest.MonkeyPatch, start: Star
     child = start("raise SystemExit(2)")
     assert is_readable(child, PATIENCE)
     assert child.wait(PATIENCE) == 2
+
+
+# --- what can be seen of a child by descriptor
+
+
+def test_a_child_can_be_watched_until_it_is_reaped(start: Start, way: str) -> None:
+    child = start(SLEEP)
+    assert child.can_be_watched
+    assert (child.pidfd == child.fileno()) == (way == "pidfd")
+    assert (child.pidfd == -1) == (way == "pipe")
+    child.kill()
+    assert (child.can_be_watched, child.pidfd) == (False, -1)
+
+
+def test_a_child_that_is_closed_goes_on_and_is_reaped_by_nobody(start: Start, way: str) -> None:
+    child = start(SLEEP)
+    assert start.line(child) == "up"
+    child.close()
+    assert (child.can_be_watched, child.pidfd, child.poll()) == (False, -1, STATUS_UNKNOWN)
+    child.send_signal(signal.SIGKILL)
+    child.close()
+    os.kill(child.pid, 0)
+    assert os.waitpid(child.pid, os.WNOHANG) == (0, 0)
+    os.kill(child.pid, signal.SIGKILL)
+    assert os.waitpid(child.pid, 0)[0] == child.pid
+
+
+def test_a_pidfd_that_there_is_already_is_taken(start: Start) -> None:
+    child = start(SLEEP)
+    if child.pidfd == -1:
+        pytest.skip("no pidfd here")
+    number = os.dup(child.pidfd)
+    other = Child(child.pid, pidfd=number)
+    assert other.pidfd == number
+    other.send_signal(signal.SIGTERM)
+    assert other.wait(PATIENCE) == -signal.SIGTERM
+    assert child.poll() == STATUS_UNKNOWN
+
+
+# --- fork
+
+
+def test_fork_returns_the_child_to_the_parent_and_none_to_the_child(way: str) -> None:
+    answer, answer_end = os.pipe()
+    child = fork()
+    if child is None:
+        os.write(answer_end, str(os.getppid()).encode())
+        os._exit(7)
+    os.close(answer_end)
+    assert os.read(answer, 100) == str(os.getpid()).encode()
+    assert is_readable(child, PATIENCE)
+    assert child.wait(PATIENCE) == 7
+    os.close(answer)
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_the_end_of_a_forked_child_is_seen_when_it_comes_and_not_before(way: str, end: str) -> None:
+    told, teller = os.pipe()
+    child = fork()
+    if child is None:
+        os.close(teller)
+        os.read(told, 1)
+        os._exit(0)
+    os.close(told)
+    assert not is_readable(child, 0.01)
+    if end == "kill":
+        os.kill(child.pid, signal.SIGKILL)
+    os.close(teller)
+    assert is_readable(child, PATIENCE)
+    assert child.wait(PATIENCE) == (0 if end == "exit" else -signal.SIGKILL)
+
+
+def test_a_fork_that_fails_leaves_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(BlockingIOError):
+        fork()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+# --- fork_worker, in a program of its own: a child of the tests would have all that pytest has
+
+
+class Run:
+    """A program that forks workers: `child(...)` is what they run; what is printed, and how the workers ended."""
+
+    def __init__(self, code: str, *, way: str = "pidfd", returncode: int = 0) -> None:
+        start = "import os, sys, signal, atexit, time\nfrom hotrestart.processes import fork_worker\n"
+        if way == "pipe":
+            start += "os.__dict__.pop('pidfd_open', None)\n"
+        done = subprocess.run(
+            [sys.executable, "-c", start + code],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == returncode, done.stderr
+        self.out, self.err = done.stdout, done.stderr
+
+
+ENDINGS = {
+    "return": ("return", 0, ""),
+    "returns something": ("return 5", 0, ""),
+    "sys.exit()": ("sys.exit()", 0, ""),
+    "sys.exit(3)": ("sys.exit(3)", 3, ""),
+    "sys.exit(True)": ("sys.exit(True)", 1, ""),
+    "sys.exit('no port')": ("sys.exit('no port')", 1, ""),
+    "raises": ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    "KeyboardInterrupt": ("raise KeyboardInterrupt", 1, "KeyboardInterrupt"),
+    "os._exit(9)": ("os._exit(9)", 9, ""),
+    "killed": ("os.kill(os.getpid(), 9)", -9, ""),
+}
+
+
+@pytest.mark.parametrize("kind", ENDINGS)
+def test_a_worker_s_exit_status(way: str, kind: str) -> None:
+    statement, status, shown = ENDINGS[kind]
+    code = f"def child():\n    {statement}\nprint(fork_worker(child).wait({PATIENCE}))"
+    run = Run(code, way=way)
+    assert run.out == f"{status}\n"
+    assert shown in run.err
+    assert ("Traceback" in run.err) == bool(shown)
+
+
+@pytest.mark.xfail(reason="what sys.exit says is not shown, as CPython does")
+def test_the_words_of_an_exit_are_shown() -> None:
+    run = Run(f"print(fork_worker(sys.exit, 'no port given').wait({PATIENCE}))")
+    assert (run.out, run.err) == ("1\n", "no port given\n")
+
+
+def test_a_worker_is_given_its_arguments() -> None:
+    assert Run(f"fork_worker(print, 'a', 2, sys.argv).wait({PATIENCE})").out == "a 2 ['-c']\n"
+
+
+def test_an_excepthook_is_asked_to_show_what_a_worker_raises() -> None:
+    code = "sys.excepthook = lambda kind, error, trace: print('hook', error)\ndef child(): raise ValueError('why')\n"
+    assert Run(code + f"print(fork_worker(child).wait({PATIENCE}))").out == "hook why\n1\n"
+
+
+def test_a_worker_never_goes_back_to_its_parent_s_frames() -> None:
+    code = f"""if True:
+        pid = os.getpid()
+        def child(how):
+            if how: raise SystemExit(how)
+        def parent():
+            try:
+                for how in (0, 3, 'words'):
+                    fork_worker(child, how).wait({PATIENCE})
+            except BaseException:
+                print("caught")
+            else:
+                print("done", os.getpid() == pid)
+            finally:
+                print("finally", os.getpid() == pid)
+        parent()
+    """
+    assert Run(code).out == "done True\nfinally True\n"
+
+
+def test_exit_handlers_run_once_where_they_were_registered() -> None:
+    code = f"""if True:
+        import weakref
+        class Thing: pass
+        def tell(what): os.write(1, f"{{what}} {{os.getpid() == pid}}\\n".encode())
+        pid = os.getpid()
+        atexit.register(tell, "parent's")
+        thing = Thing()
+        weakref.finalize(thing, tell, "parent's finalizer")
+        def child():
+            atexit.register(tell, "child's first")
+            atexit.register(tell, "child's last")
+            child.thing = Thing()
+            weakref.finalize(child.thing, tell, "child's finalizer")
+        fork_worker(child).wait({PATIENCE})
+    """
+    assert Run(code).out.splitlines() == [
+        "child's finalizer False",
+        "child's last False",
+        "child's first False",
+        "parent's finalizer True",
+        "parent's True",
+    ]
+
+
+def test_what_is_buffered_is_written_once() -> None:
+    code = f"""if True:
+        print("before", end=" ")
+        print("before", end=" ", file=sys.stderr)
+        def child():
+            print("child", end=" ")
+        fork_worker(child).wait({PATIENCE})
+        print("after")
+    """
+    run = Run(code)
+    assert run.out == "before child after\n"
+    assert run.err == "before "
+
+
+def test_a_handler_of_logging_is_flushed_by_the_worker(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    code = f"""if True:
+        import logging, logging.handlers
+        target = logging.FileHandler({str(path)!r})
+        memory = logging.handlers.MemoryHandler(1000, target=target)
+        logging.getLogger().addHandler(memory)
+        def child():
+            logging.warning("from the child")
+        fork_worker(child).wait({PATIENCE})
+    """
+    Run(code)
+    assert path.read_text() == "from the child\n"
+
+
+def test_threads_of_a_worker_are_waited_for() -> None:
+    code = f"""if True:
+        import threading
+        def late():
+            time.sleep(0.05)
+            print("late")
+        fork_worker(lambda: threading.Thread(target=late).start()).wait({PATIENCE})
+    """
+    assert Run(code).out == "late\n"
+
+
+def test_without_keep_a_worker_has_all_our_descriptors_and_with_it_only_these() -> None:
+    code = f"""if True:
+        from hotrestart.fds import open_fds
+        one, other = os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)
+        def child():
+            print(one in open_fds(), other in open_fds(), len(open_fds(3)), all(n in open_fds() for n in range(3)))
+        for keep in (None, [one], [], {{other, 1}}):
+            fork_worker(child, keep=keep).wait({PATIENCE})
+    """
+    lines = [line.split() for line in Run(code).out.splitlines()]
+    assert [line[:2] for line in lines] == [["True", "True"], ["True", "False"], ["False", "False"], ["False", "True"]]
+    assert [line[2] for line in lines[1:]] == ["1", "0", "1"]
+    assert {line[3] for line in lines} == {"True"}
+
+
+def test_signal_handlers_of_ours_are_none_of_a_worker_s() -> None:
+    """Not even at its first moment: a TERM that is sent at once ends it."""
+    code = f"""if True:
+        from hotrestart import signals, state
+        before = []
+        signal.signal(signal.SIGTERM, lambda *_: (print("its own", flush=True), os._exit(5)))
+        def child():
+            print(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, flush=True)
+            time.sleep(600)
+        with signals.handling():
+            for _ in range(20):
+                worker = fork_worker(child)
+                worker.send_signal(signal.SIGHUP)
+                assert worker.wait({PATIENCE}) == -signal.SIGHUP, worker.exit_code
+                worker = fork_worker(time.sleep, 600)
+                worker.send_signal(signal.SIGTERM)
+                assert worker.wait({PATIENCE}) == 5, worker.exit_code
+            assert not state.should_stop
+            assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_DFL, None)
+    """
+    Run(code)
+
+
+def test_a_program_without_standard_streams_can_have_workers(tmp_path: Path) -> None:
+    code = f"""if True:
+        sys.stdout = sys.stderr = None
+        if fork_worker(sys.exit, 3).wait({PATIENCE}) != 3: os._exit(1)
+    """
+    Run(code)
+
+
+def test_a_worker_can_fork_workers() -> None:
+    code = f"""if True:
+        def grandchild(): sys.exit(4)
+        def child(): sys.exit(fork_worker(grandchild).wait({PATIENCE}) + 1)
+        print(fork_worker(child).wait({PATIENCE}))
+    """
+    assert Run(code).out == "5\n"
