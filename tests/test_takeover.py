@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hotrestart import command, inheritance, listeners, signals, state, takeover
+from hotrestart import command, inheritance, leash, listeners, signals, state, takeover
 from tests.harness import PATIENCE, clean_environment
 
 pytestmark = pytest.mark.core
@@ -160,6 +160,13 @@ def test_a_document_with_a_part_missing_is_ignored_as_a_whole(key: str, caplog: 
 
 
 GARBLED: list[dict[str, Any]] = [
+    {"member": None},
+    {"member": {}},
+    {"member": ["3"]},
+    {"member": [-1]},
+    {"member": [3.0]},
+    {"member": [2**31]},
+    {"member": [None, 1, 2]},
     {"role": "master"},
     {"role": None},
     {"generation": "7"},
@@ -373,3 +380,207 @@ def test_a_preflight_leaves_the_blocking_mode_of_shared_listeners_alone() -> Non
 def test_threads_of_a_preflight_do_not_keep_it_alive() -> None:
     code = ARRIVE + "import threading, time; threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
     assert Import().run(code + "takeover.arrive()", role="preflight").reported == takeover.LOADED
+
+
+# a member: what a supervisor has started
+
+
+class Member:
+    """A process that has been told that it is a member, and that does what its code says."""
+
+    def __init__(self, code: str, *, parent: int | None = None, **changes: Any) -> None:
+        self.tether = leash.Tether()
+        self.lifeline, theirs = socket.socketpair()
+        null = os.open(os.devnull, os.O_RDWR)
+        numbers = [theirs.fileno(), null, self.tether.read_end, null]
+        document = {
+            **sound(**{"role": "member", "member": numbers, **changes}),
+            "parent": os.getpid() if parent is None else parent,
+        }
+        del document["pid"]
+        fd, value = inheritance.write(document)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "-c", code],
+                env=clean_environment(**{VARIABLE: value}),
+                pass_fds=[fd, null, theirs.fileno(), self.tether.read_end],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        finally:
+            os.close(fd)
+            os.close(null)
+            theirs.close()
+
+    def line(self) -> str:
+        """The next line that it prints; "" at its end."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def __enter__(self) -> Member:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.lifeline.close()
+        self.tether.close()
+
+
+SLEEP = "\nprint('up')\nimport time\nwhile True: time.sleep(600)"
+
+
+def test_a_member_knows_what_ties_it_to_its_supervisor() -> None:
+    code = """if True:
+        import hotrestart, os
+        from hotrestart import takeover
+        ties = takeover.membership
+        numbers = [ties.lifeline, ties.beats, ties.tether, ties.stderr]
+        print(hotrestart.state.generation, [os.get_inheritable(fd) for fd in numbers], takeover.report_fd)
+        os.write(ties.lifeline, b"hello")
+    """
+    with Member(code) as member:
+        assert member.line() == "7 [False, False, False, False] -1"
+        assert member.lifeline.recv(100) == b"hello"
+        assert member.wait() == 0
+
+
+def test_others_are_no_members() -> None:
+    done = Import().run("import hotrestart; from hotrestart import takeover; print(takeover.membership)")
+    assert done.output == "None\n"
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 99}, {"since": "now"}, {"member": [-1, 1, 1, 1]}, {"member": None}, {"held": ["x"]}], ids=str
+)
+def test_a_member_that_does_not_understand_its_supervisor_never_comes_to_main(change: dict[str, Any]) -> None:
+    with Member("import hotrestart\nprint('main')", **change) as member:
+        assert "what the generation before has left is ignored" in member.line()
+        assert member.line() == ""
+        assert member.wait() == 1
+
+
+@pytest.mark.xfail(reason="Membership(*numbers) is a TypeError, which is no check: a traceback instead of a warning")
+@pytest.mark.parametrize("numbers", [[], [0], [0, 0, 0, 0, 0, 0]], ids=str)
+def test_a_member_with_the_wrong_number_of_ties_never_comes_to_main(numbers: list[int]) -> None:
+    document = {**sound(role="member", member=numbers), "parent": os.getpid()}
+    del document["pid"]
+    fd, value = inheritance.write(document)
+    done = subprocess.run(
+        [sys.executable, "-c", "import hotrestart\nprint('main')"],
+        env=clean_environment(**{VARIABLE: value}),
+        pass_fds=[fd],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    os.close(fd)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "what the generation before has left is ignored" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_member_ends_when_its_supervisor_goes() -> None:
+    with Member("import hotrestart" + SLEEP) as member:
+        assert member.line() == "up"
+        assert member.process.poll() is None
+        member.tether.let_go()
+        assert member.wait() == -signal.SIGTERM
+
+
+def test_a_member_whose_supervisor_has_gone_before_it_was_there_never_comes_to_main() -> None:
+    code = "import sys; sys.stdin.readline()\nimport hotrestart" + SLEEP
+    with Member(code) as member:
+        member.tether.let_go()
+        assert member.process.stdin is not None
+        member.process.stdin.write("go on\n")
+        member.process.stdin.flush()
+        assert member.wait() == -signal.SIGTERM
+        assert member.line() == ""
+
+
+def test_an_orphaned_member_ends() -> None:
+    """Its supervisor is gone, and so it is another's child, or init's, by the time it reads what it is."""
+    parent = subprocess.Popen([sys.executable, "-c", "pass"])
+    parent.wait()
+    with Member("import hotrestart\nprint('main')", parent=parent.pid) as member:
+        assert member.line() == ""
+        assert member.wait() == 1
+
+
+def test_a_program_that_a_member_s_variable_leaks_to_is_no_member() -> None:
+    """Its parent is another process, and the supervisor lives."""
+    code = "import hotrestart; from hotrestart import takeover; print('main', takeover.membership)"
+    with Member(code, parent=os.getppid()) as member:
+        assert "it is meant for another process" in member.line()
+        assert member.line() == "main None"
+
+
+def test_a_member_shrugs_off_what_is_meant_for_the_supervisor() -> None:
+    """Also what came before it had the handlers, for it was started with these blocked; TERM is for it."""
+    mine = [int(number) for number in signals.FOR_SUPERVISORS]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, mine)
+    code = "import sys; sys.stdin.readline()\nimport hotrestart" + SLEEP
+    try:
+        with Member(code, held=mine) as member:
+            for number in mine:
+                member.process.send_signal(number)
+            assert member.process.stdin is not None
+            member.process.stdin.write("go on\n")
+            member.process.stdin.flush()
+            assert member.line() == "up"
+            for number in mine:
+                member.process.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                member.process.wait(0.05)
+            member.process.terminate()
+            assert member.wait() == -signal.SIGTERM
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_the_children_of_a_member_do_not_shrug() -> None:
+    """A handler, not SIG_IGN: what a program starts can be hung up."""
+    code = """if True:
+        import hotrestart, os, signal, subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGHUP) == 0)"])
+        child.wait()
+        pid = os.fork()
+        if pid == 0:
+            print(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+    """
+    with Member(code, held=[]) as member:
+        assert [member.line(), member.line()] == ["True", "True"]
+        assert member.wait() == 0
+
+
+def test_a_member_that_hangs_shows_where_when_it_is_aborted() -> None:
+    with Member("import hotrestart\ndef stuck():\n    print('up')\n    while True: pass\nstuck()") as member:
+        assert member.line() == "up"
+        member.process.send_signal(signal.SIGABRT)
+        assert "in stuck" in member.process.communicate(timeout=PATIENCE)[0]
+        assert member.wait() == -signal.SIGABRT
+
+
+def test_a_member_may_import_hotrestart_in_a_thread() -> None:
+    code = """if True:
+        import threading
+        def load():
+            import hotrestart
+        thread = threading.Thread(target=load)
+        thread.start()
+        thread.join()
+        from hotrestart import takeover
+        print(takeover.membership is not None)
+    """
+    with Member(code, held=[]) as member:
+        assert member.line() == "True"
+        assert member.wait() == 0
