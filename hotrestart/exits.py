@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-__all__ = ["end_now", "forget_the_parents", "run_others"]
+__all__ = ["end_now", "forget_the_parents", "run_others", "status_of"]
 
 
 def run_others(own: Callable[[], object]) -> None:
@@ -51,10 +51,19 @@ def forget_the_parents() -> None:
         each.atexit = False
     if finalize is not None:
         finalize._registered_with_atexit = False  # the next one registers it again
+    getattr(sys.modules.get("multiprocessing.process"), "_children", set()).clear()  # as its own children do
     for module, name in (("logging", "shutdown"), ("multiprocessing.util", "_exit_function")):
         handler = getattr(sys.modules.get(module), name, None)
         if handler is not None:
             atexit.register(handler)
+
+
+def status_of(end: SystemExit) -> int:
+    """The exit status that `sys.exit` has asked for; a text is printed, as CPython does it."""
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    print(end.code, file=sys.stderr)
+    return 1
 
 
 def end_now(status: int) -> NoReturn:

@@ -251,7 +251,7 @@ def fork_worker(function: Callable[..., object], *args: object, keep: Iterable[i
         function(*args)
         status = 0
     except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        status = exits.status_of(error)
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:

@@ -31,7 +31,7 @@ SIGNALS = (*signals.FOR_SUPERVISORS, signal.SIGTERM, signal.SIGQUIT)
 """What the supervisor acts on."""
 
 _CODE = (
-    "import os, sys; sys.path.insert(0, sys.argv[1]); told = os.environ.pop('HOTRESTART'); "
+    "import os, sys; sys.path.append(sys.argv[1]); told = os.environ.pop('HOTRESTART'); "
     "from hotrestart.rolling.bare import main; main(told)"
 )
 
@@ -103,8 +103,9 @@ class _BareSupervisor(Supervisor):
         }
         for number in asks.keys() - set(command.first.ignored):
             signal.signal(number, lambda number, _frame: asks[number]())
-        if os.getpid() == 1:
-            signal.signal(signal.SIGCHLD, lambda _number, _frame: self._ask(self.roster.reap_all))
+        # Nobody's host: what the program has started before main() is a child of this process, and, if it is pid 1,
+        # every orphan.
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: self._ask(self.roster.reap_all))
 
     def step(self) -> None:
         """Do what there is to do; perhaps by another interpreter from here on."""

@@ -9,7 +9,9 @@ from time import monotonic
 
 from ..errors import LifelineError
 from ..options import Options
+from . import privileges
 from .beats import Watch
+from .generation import STARTING
 from .home import Home
 from .lifeline import PROTOCOL, Lifeline
 from .members import Grandchild
@@ -58,6 +60,8 @@ class Hearing:
             close_all(rights)
 
     def _on_hello_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        if member.process.state != STARTING or member.home is not None:
+            raise LifelineError("it has said hello before")
         try:
             options = _understood(message)
             member.home = Home.from_document(message["home"])
@@ -73,9 +77,11 @@ class Hearing:
         self._observer.load_again(member)
 
     def _on_forked_message(self, server: Member, message: dict[str, Any], rights: list[int]) -> None:
-        if not 1 <= len(rights) <= 2:
-            raise LifelineError("a worker has no lifeline")
+        if not (server.process.is_server and 1 <= len(rights) <= 2):
+            raise LifelineError("that is no birth of a worker")
         lifeline, *pidfd = rights
+        if not privileges.are_parent_and_child(server.pid, message["pid"], *pidfd):
+            raise LifelineError(f"process {message['pid']} is no child of it")
         rights.clear()
         child = Grandchild(message["pid"], *pidfd)
         member = self._roster.members.get(message["worker"])
@@ -91,7 +97,7 @@ class Hearing:
 
     def _on_exited_message(self, server: Member, message: dict[str, Any], _rights: list[int]) -> None:
         member = self._roster.members.get(message["worker"])
-        if member is not None and member.process.generation == server.process.generation:
+        if member is not None and server.process.is_server and member.process.generation == server.process.generation:
             self._roster.gone(member, message["status"], message["reason"])
 
     def _on_ready_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
@@ -104,12 +110,16 @@ class Hearing:
         self._observer.happened("retire", member.process)
 
     def _on_failed_message(self, member: Member, message: dict[str, Any], _rights: list[int]) -> None:
+        """Its main() is over. What it does until it ends is no service any more."""
         member.reason, member.detail = message["reason"], message["detail"]
+        self._observer.mourn(member, member.reason)
+        self._observer.happened("leaving", member.process, member.reason, detail=member.detail)
 
     def _on_listen_message(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
         if len(rights) != 1:
             raise LifelineError("a question about a listener has no socket for the answer")
-        self._roster.listening.answer(member.process.generation, message, rights.pop())
+        may_make_files = privileges.are_ours(member.pid)
+        self._roster.listening.answer(member.process.generation, message, rights.pop(), may_make_files=may_make_files)
 
     def _on_restart_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
         self._observer.happened("restart", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 
 from .. import listeners
-from ..errors import HotRestartError
 from .generation import NEVER
 from .lifeline import Lifeline
 
@@ -27,11 +26,14 @@ class Listening:
         self.deadline = NEVER
         self._unwanted: set[tuple[str, str | None]] = set()
 
-    def answer(self, generation: int, question: dict[str, Any], reply_fd: int) -> None:
-        """Hand out the listener, or say why it cannot be had."""
+    def answer(self, generation: int, question: dict[str, Any], reply_fd: int, *, may_make_files: bool = True) -> None:
+        """Hand out the listener, or say why it cannot be had. A port below 1024 may be bound for a process that has
+        dropped its privileges; a path may not be made, nor given away, for one."""
         reply = Lifeline(socket.socket(fileno=reply_fd))
         address, name, owner = question["address"], question["name"], question["owner"]
         try:
+            if not may_make_files and address.startswith("unix:/") and (address, name) not in self._all():
+                raise PermissionError(1, "ask for a path before dropping privileges")
             with listeners.listen(
                 address,
                 name=name,
@@ -42,7 +44,7 @@ class Listening:
             ) as listener:
                 self.asked.setdefault(generation, set()).add((address, name))
                 reply.post("listening", listener.fileno())
-        except (HotRestartError, OSError, ValueError, OverflowError) as error:
+        except Exception as error:  # whatever it is, it is the problem of who has asked
             reply.post(
                 "refused", errno=getattr(error, "errno", None), reason=getattr(error, "strerror", None) or str(error)
             )

@@ -98,6 +98,11 @@ class Member:
         pid = self.child.pid if self.child is not None else "not forked yet"
         return f"{what} {pid} of generation {self.process.generation}"
 
+    @property
+    def pid(self) -> int:
+        """0 as long as it is not known."""
+        return self.child.pid if self.child is not None else 0
+
     def send_signals(self, *numbers: int) -> None:
         """Now, or as soon as there is a process to send them to."""
         if self.child is None:

@@ -16,12 +16,26 @@ class Plan:
         self.current = self.coming = 0
         self.extra = 0
         self.is_stopping = False
+        self._queued: list[tuple[object, float]] = []  # who has asked for a restart, and when
 
     @property
     def workers_wanted(self) -> int:
         """How many workers the program is to have, whatever restart is under way; 0 before the first commit."""
         current = self.generations.get(self.current)
         return self._wanted(current) if current is not None else 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is under way: the current generation has all it wants, and there is no other."""
+        generation = self.generations.get(self.current)
+        return (
+            generation is not None
+            and len(self.generations) == 1
+            and not self._queued
+            and generation.can_fork
+            and all(each.state == READY and not each.is_retiring for each in generation.processes())
+            and len(generation.workers) == self._wanted(generation)
+        )
 
     def _processes(self) -> list[Process]:
         return [process for generation in self.generations.values() for process in generation.processes()]

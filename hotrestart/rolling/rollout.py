@@ -57,7 +57,6 @@ class Rollout(Plan):
         self._now = self._stage_began = 0.0
         self._last_id = 0
         self._askers: list[tuple[object, float]] = []
-        self._queued: list[tuple[object, float]] = []
         self._actions: list[Action] = []
 
     # -- events ----------------------------------------------------------------------------------------------------
@@ -118,6 +117,14 @@ class Rollout(Plan):
             self._has_gone(process, reason, detail, now)
         return self._settle(now)
 
+    def leaving(self, process: Process, reason: str, now: float, detail: str = "") -> list[Action]:
+        """A worker's `main()` is over, though nobody has asked for it: the process has `grace` seconds to end."""
+        if process.is_alive and process in self._processes():
+            self._is_lost(process, reason, detail, now)
+            process.is_leaving, process.state = True, DRAINING
+            process.deadline = now + self.generations[process.generation].options.grace
+        return self._settle(now)
+
     def hung(self, process: Process, why: str, now: float) -> list[Action]:
         """A worker does not turn its loop any more."""
         if process.state in (READY, DRAINING) and process in self._processes():
@@ -142,19 +149,6 @@ class Rollout(Plan):
         if self.current in self.generations:
             waits.append(self.generations[self.current].not_before)
         return min([*times, *(when for when in waits if when > self._now)], default=NEVER)
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing is under way: the current generation has all it wants, and there is no other."""
-        generation = self.generations.get(self.current)
-        return (
-            generation is not None
-            and len(self.generations) == 1
-            and not self._queued
-            and generation.can_fork
-            and all(each.state == READY and not each.is_retiring for each in generation.processes())
-            and len(generation.workers) == self._wanted(generation)
-        )
 
     # -- decisions, in the order in which they are taken ------------------------------------------------------------
 
@@ -278,12 +272,15 @@ class Rollout(Plan):
             generation.server, generation.can_fork = None, False
         else:
             generation.workers.remove(process)
-        if process.is_leaving:
-            return
-        if generation.number == self.coming:
+        if not process.is_leaving:
+            self._is_lost(process, reason, detail, now)
+
+    def _is_lost(self, process: Process, reason: str, detail: str, now: float) -> None:
+        """Of its own accord, and not because it was told to."""
+        if process.generation == self.coming:
             self._roll_back(process.why or reason, detail, now)
-        elif generation.number == self.current:
-            generation.note_the_end_of(process, now)
+        elif process.generation == self.current:
+            self.generations[process.generation].note_the_end_of(process, now)
 
     def _start(self, generation: Generation, now: float, *, is_server: bool = False) -> None:
         self._last_id += 1

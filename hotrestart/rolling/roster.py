@@ -14,18 +14,20 @@ from time import monotonic
 from .. import log
 from ..errors import LifelineError
 from ..processes import STATUS_UNKNOWN
+from . import privileges
 from .beats import PLACES, Beats, Watch
 from .generation import DRAINING, NEVER, READY
 from .hearing import Hearing, close_all
 from .home import Home
 from .listening import Listening
-from .members import Member
+from .members import Grandchild, Member
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from ..processes import Child
     from .hearing import Observer
 
 
@@ -83,7 +85,7 @@ class Roster:
             member.relay.close()
         if member.child is not None:
             self._unregister(member.watched)
-            member.child.close()
+            self._reap_later(member.child)
         if member.place != -1:
             self._places.append(member.place)
 
@@ -94,7 +96,7 @@ class Roster:
                 member.send_signals(number)
 
     def reap_all(self) -> None:
-        """For pid 1, whose children are all the orphans there are."""
+        """For a process that is nobody's host: its children are members, strangers, and as pid 1 all orphans."""
         while True:
             try:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -133,7 +135,11 @@ class Roster:
 
     def home_of(self, generation: int) -> Home | None:
         """Which interpreter and library a generation runs on."""
-        homes = [each.home for each in self.members.values() if each.process.generation == generation and each.home]
+        homes = [
+            each.home
+            for each in self.members.values()
+            if each.process.generation == generation and each.home and privileges.are_ours(each.pid)
+        ]
         return homes[0] if homes else None
 
     # -- the passing of time ----------------------------------------------------------------------------------------
@@ -201,6 +207,8 @@ class Roster:
                     break
         except LifelineError as error:
             self.distrust(member, str(error))
+        except Exception as error:  # whatever a member can say, it must not be able to end the supervisor
+            self.distrust(member, f"what it says cannot be acted upon: {error!r}")
         for _, rights in messages:
             close_all(rights)
         if member.lifeline is not lifeline:
@@ -252,6 +260,19 @@ class Roster:
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if member.lifeline.is_sending else 0)
             if key.events != events:
                 self._selector.modify(member.lifeline, events, key.data)
+
+    def _reap_later(self, child: Child) -> None:
+        """A child of ours that nobody cares about any more shall not stay as a zombie."""
+        if child.poll() is not None or isinstance(child, Grandchild):
+            child.close()
+            return
+        fd = child.fileno()
+
+        def reap() -> None:
+            if child.poll() is not None:
+                self._unregister(fd)
+
+        self._selector.register(fd, selectors.EVENT_READ, reap)
 
     def _watch(self, member: Member, file: Any, seen: Callable[[Member], None]) -> None:
         def if_still_here() -> None:

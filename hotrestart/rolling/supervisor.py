@@ -147,9 +147,11 @@ class Supervisor:
         if len(self._events) > 1:
             return
         while self._events:
-            for verb, subject in self._events[0]():
-                self._do(verb, subject)
-            del self._events[0]
+            try:
+                for verb, subject in self._events[0]():
+                    self._do(verb, subject)
+            finally:
+                del self._events[0]
 
     def _do(self, verb: str, subject: Any) -> None:
         if verb in ("drain", "abort", "kill", "become"):
@@ -231,8 +233,11 @@ class Supervisor:
         else:
             log.error(str(outcome), outcome.detail)
         for asker in askers:
-            if asker is not None:
-                asker(outcome)
+            try:
+                if asker is not None:
+                    asker(outcome)
+            except Exception as error:
+                log.error(f"{asker!r}, which was to be told of an outcome, raised {error!r}")
 
     def _do_end(self, status: int) -> None:
         self.exit_status = status

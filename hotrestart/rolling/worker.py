@@ -70,7 +70,7 @@ class Worker:
         """Call `main()` and end this process, with the status it has earned."""
         try:
             main()
-            status = 0
+            status = self._judge(None)
         except BaseException as error:
             status = self._judge(error)
         self._end(status)
@@ -79,7 +79,7 @@ class Worker:
         """Await `main` and end this process as `asyncio.run` would; for any loop that runs coroutines."""
         try:
             await main
-            status = 0
+            status = self._judge(None)
         except BaseException as error:
             status = self._judge(error)
         await _wind_up_asyncio()
@@ -111,20 +111,23 @@ class Worker:
         except LifelineError:
             self.drain()  # nobody there any more
 
-    def _judge(self, error: BaseException) -> int:
-        """The exit status for what `main()` has raised, which is shown, and told to the supervisor."""
+    def _judge(self, error: BaseException | None) -> int:
+        """The exit status for how `main()` has ended; what it has raised is shown. If nobody has asked it to end, the
+        supervisor is told: threads may go on for a while, but this is no worker any more."""
+        status, reason, detail = 0, "main() has returned", ""
         if isinstance(error, SystemExit):
-            if error.code is None or isinstance(error.code, int):
-                return error.code or 0
-            print(error.code, file=sys.stderr)
-            self._tell("failed", reason=str(error.code)[:500], detail="")
-            return 1
-        from traceback import format_exception
+            status = exits.status_of(error)
+            reason = f"main() has ended by sys.exit({error.code!r})"
+        elif error is not None:
+            from traceback import format_exception
 
-        sys.excepthook(type(error), error, error.__traceback__)
-        lines = format_exception(type(error), error, error.__traceback__)
-        self._tell("failed", reason=lines[-1].strip()[:500], detail="".join(lines)[-_LONGEST_DETAIL:])
-        return 1
+            sys.excepthook(type(error), error, error.__traceback__)
+            lines = format_exception(type(error), error, error.__traceback__)
+            status, reason, detail = 1, lines[-1].strip(), "".join(lines)
+        if not self._is_draining:
+            self._tell("failed", reason=reason[:500], detail=detail[-_LONGEST_DETAIL:])
+            self.drain()
+        return status
 
     def _call_back(self) -> None:
         try:

@@ -66,7 +66,7 @@ def accept(listener: socket.socket, loop: WorkerLoop) -> Iterator[tuple[socket.s
 def serve(server: TCPServer, listener: socket.socket, loop: WorkerLoop) -> None:
     """Run a server of `socketserver`, `http.server` or `wsgiref` on `listener` until the program is asked to end.
 
-    In the place of `serve_forever`, in the thread that entered the loop. Make the server with
+    In the place of `serve_forever`; each of several servers in a thread of its own. Make the server with
     `bind_and_activate=False`: it gets a duplicate of `listener`, whose address and backlog stay. Each request is a turn
     of the loop. Asked to end it takes nothing more, waits for every handler (in threads, daemons or not, and in forked
     children), and closes the server. A handler that waits for its client waits on: let it look at `state.should_stop`;

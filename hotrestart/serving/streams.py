@@ -7,6 +7,8 @@ is taken by one callback and is a task at once, and there is nothing in between 
 
 from __future__ import annotations
 
+import os
+
 from .accepting import PAUSE, accept_from, is_short, rest
 
 TYPE_CHECKING = False
@@ -34,7 +36,7 @@ async def serve_streams(
     is half-closed, read to its end for a second at most, and closed, so that no reset overtakes the answer; errors go
     to the event loop's exception handler. A handler that waits for its client waits on: one that keeps connections
     looks at `state.should_stop` between requests. `limit` (bytes) and `ssl` are `start_server`'s. For event loops that
-    have `add_reader`, in the thread that entered `loop`. Cancelled, it stops accepting. Raises OSError as `accept`.
+    have `add_reader`; any number at the same time. Cancelled, it stops accepting. Raises OSError as `accept`.
 
     >>> import hotrestart
     >>> from hotrestart import serving
@@ -61,13 +63,15 @@ class _Server:
 
     async def accept_until_asked_to_end(self, loop: WorkerLoop) -> None:
         self._listener.setblocking(False)
-        self._events.add_reader(loop, self._end)
-        self._begin()
+        asked_to_end = os.dup(loop.fileno())  # an event loop has one callback for each number, and others watch it too
         try:
+            self._events.add_reader(asked_to_end, self._end)
+            self._begin()
             await self._ending
         finally:
-            self._events.remove_reader(loop)
+            self._events.remove_reader(asked_to_end)
             self._events.remove_reader(self._listener)
+            os.close(asked_to_end)
 
     async def finish(self) -> None:
         import asyncio
