@@ -654,6 +654,20 @@ def test_streams_accepted_just_before_the_end_are_served(world: World, turns: in
     assert answers == [b"hello %d\n" % number for number in range(len(answers))]
 
 
+def test_several_servers_of_one_event_loop_all_end(world: World) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            both = [serving.serve_streams(greet, each, world.loop) for each in (world.listener, other)]
+            await asyncio.gather(*both)
+
+    thread = world.begin(lambda: asyncio.run(main()))
+    with world.connect(b"you\n") as client:
+        assert read_all(client) == b"hello you\n"
+    world.end()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
 def test_a_handler_that_is_at_work_is_waited_for(world: World) -> None:
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         question = await reader.readline()
@@ -706,9 +720,10 @@ def test_cancelled_it_stops_accepting(world: World) -> None:
         await asyncio.gather(task, return_exceptions=True)
         events = asyncio.get_running_loop()
         assert not events.remove_reader(world.listener)
-        assert not events.remove_reader(world.loop)
 
+    before = fds.open_fds()
     asyncio.run(main())
+    assert fds.open_fds() == before
 
 
 @pytest.fixture

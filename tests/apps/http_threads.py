@@ -1,6 +1,7 @@
 """An HTTP/1.1 server with a thread for each connection; `Connection: keep-alive` is the rule."""
 
 import http.server
+import os
 import sys
 import time
 import urllib.parse
@@ -16,12 +17,14 @@ class Handler(serving.KeepAlive, http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self):
-        """/ answers at once; /slow?3 after 3 s; /stream?10 with a chunk each 50 ms for 10 s."""
+        """/ at once; /slow?3 after 3 s; /until?go when there is a file `go`; /stream?10 a chunk each 50 ms for 10 s."""
         url = urllib.parse.urlsplit(self.path)
         if url.path == "/stream":
             return self.stream(float(url.query))
         if url.path == "/slow":
             time.sleep(float(url.query))
+        while url.path == "/until" and not os.path.exists(url.query):
+            time.sleep(0.01)
         return self.answer()
 
     def do_POST(self):

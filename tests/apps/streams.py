@@ -1,6 +1,7 @@
 """An HTTP/1.1 server on asyncio streams, which keeps connections; `state.should_stop` is looked at between requests."""
 
 import asyncio
+import os
 import sys
 
 import hotrestart
@@ -24,9 +25,11 @@ async def next_head(reader):
 
 async def handle(reader, writer):
     while head := await next_head(reader):
-        path = head.split()[1]
-        if path.startswith(b"/slow?"):
-            await asyncio.sleep(float(path.partition(b"?")[2]))
+        path, _, query = head.split()[1].partition(b"?")
+        if path == b"/slow":
+            await asyncio.sleep(float(query))
+        while path == b"/until" and not os.path.exists(query):
+            await asyncio.sleep(0.01)
         is_last = hotrestart.state.should_stop or b"connection: close" in head.lower()
         kept, body = b"close" if is_last else b"keep-alive", b"%d" % VERSION
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: %s\r\nContent-Length: %d\r\n\r\n%s" % (kept, len(body), body))
