@@ -91,7 +91,7 @@ def test_the_old_code_serves_on_and_heals_from_memory_until_the_code_is_mended(
     source = source.replace("@hotrestart.restartable(workers=2", "@hotrestart.restartable(workers=2" + batch)
     program.launch(service(1, old))
     before = program.wait_workers(2)
-    with Traffic(program) as traffic:
+    with Traffic(program, forgiven=2 if stage == "soak" else 0) as traffic:
         program.deploy(source)
         program.hup()
         log = program.wait_log("generation 2 failed")

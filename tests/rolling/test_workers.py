@@ -265,7 +265,7 @@ def test_a_coroutine_in_a_dying_supervisors_worker_ends_too(program: Rolling) ->
 
 def test_a_worker_that_hangs_is_dumped_and_replaced_while_the_others_serve(program: Rolling) -> None:
     top = "def endless_job():\n    while True:\n        pass"
-    program.launch(service(options="workers=2, timeout=1.0", top=top))
+    program.launch(service(options="workers=2, timeout=2.0", top=top))
     with program.connect("exec endless_job()"):
         hung = int(str(program.wait_report(job="exec endless_job()")["pid"]))
         with Traffic(program) as traffic:
