@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         def mourn(self, member: Member, why: str) -> None:
             """A member has ended; the event follows."""
 
+        def stop(self) -> None:
+            """A member asks for the end of the program."""
+
         def limits(self) -> dict[int, Options]:
             """The options of each generation."""
 
@@ -125,7 +128,7 @@ class Hearing:
         self._observer.happened("restart", None)
 
     def _on_stop_message(self, _member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        self._observer.happened("stop")
+        self._observer.stop()
 
 
 def close_all(rights: Iterable[int]) -> None:

@@ -89,6 +89,7 @@ class Rollout(Plan):
         self.is_stopping = self._was_told_to_stop = True
         for process in self._processes():
             if process.state != KILLED:
+                process.is_leaving = True
                 self._move(process, _KILL, now)
         return self._settle(now)
 

@@ -161,6 +161,11 @@ class Supervisor:
         else:
             getattr(self, f"_do_{verb}")(subject)
 
+    def _stop_for_a_member(self) -> None:
+        """Several workers may ask for the same: only an operator who asks twice means "at once"."""
+        if not self.rollout.is_stopping:
+            self._happened("stop")
+
     def _note_the_end_of(self, member: Member, why: str) -> None:
         """What ends in the coming generation is told by the outcome."""
         if member.process.generation == self.rollout.current and not member.process.is_leaving:
@@ -249,3 +254,4 @@ class _Observer:
     def __init__(self, supervisor: Supervisor) -> None:
         self.happened, self.load_again = supervisor._happened, supervisor._load_again
         self.mourn, self.limits = supervisor._note_the_end_of, supervisor._limits
+        self.stop = supervisor._stop_for_a_member
