@@ -125,7 +125,7 @@ def test_the_stack_of_a_hang_in_import_is_in_the_log(program: Rolling) -> None:
 def test_the_stack_of_a_worker_that_never_gets_ready_is_in_the_log(program: Rolling) -> None:
     program.launch(service())
     program.deploy(
-        service(2, "workers=2, ready_timeout=1.0", top="def stuck_here(): wait_for('never')", first="stuck_here()")
+        service(2, "workers=1, ready_timeout=1.0", top="def stuck_here(): wait_for('never')", first="stuck_here()")
     )
     program.hup()
     program.wait_log("generation 2 failed")
