@@ -38,7 +38,8 @@ class Command:
     2 that were meant to be inherited, as `{number: (device, inode)}`. `since`: the wall clock's time at which none of
     the program's files had been read yet. `helpers`: pids of children that only a former generation knew, and that will
     end. `script`: `sys.argv[0]` as it was. `pid`: the process that the program is.
-    `is_preflight`: this is new code on trial.
+    `is_preflight`: this is new code on trial. `nofile`: the limit on open files that it is to have, if ours has been
+    raised.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Command:
         "helpers",
         "ignored",
         "is_preflight",
+        "nofile",
         "pid",
         "script",
         "since",
@@ -59,6 +61,7 @@ class Command:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.is_preflight = False
+        self.nofile: int | None = None
         self.executable = sys.executable or "/proc/self/exe"
         self.script: str = (getattr(sys, "argv", None) or [""])[0]
         self.argv = [self.executable, *sys.orig_argv[1:]]

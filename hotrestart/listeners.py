@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["adopt", "hand_over", "listen"]
+    Where = tuple[int, list[Any]]  # an address family, and what bind(2) takes, in numbers
+
+__all__ = ["adopt", "hand_over", "listen", "listen_at"]
 
 
 class _Listener:
@@ -82,21 +84,31 @@ def listen(
     this generation has asked for. Raises AddressError (an OSError) that says what is wrong. Any thread may call it;
     a signal handler may not.
     """
+    return listen_at(address, None, name=name, backlog=backlog, reuse_port=reuse_port, mode=mode, owner=owner)
+
+
+def listen_at(
+    address: str | tuple[str, int], where: Where | None, *, name: str | None = None, **how: Any
+) -> socket.socket:
+    """`listen`, for somebody who has resolved the address already, to `where`."""
     wanted = Address.parse(address)
-    _check_options(name, backlog, mode, owner)
+    how = {"backlog": 1024, "reuse_port": False, "mode": None, "owner": None, **how}
+    _check_options(name, how["backlog"], how["mode"], how["owner"])
+    if where is not None and where[0] not in (socket.AF_INET, socket.AF_INET6):
+        raise OptionError(f"listen({str(wanted)!r}): {where!r} is not where a port can be")
     with _lock:
         _take_from_systemd()
         found = _find(str(wanted), name)
         if found is None and elsewhere is not None:
-            options = {"backlog": backlog, "reuse_port": reuse_port, "mode": mode, "owner": owner}
-            bound = _adopted(elsewhere(str(wanted), name=name, **options))
+            resolved = None if wanted.kind == "unix" else _resolve(wanted)
+            bound = _adopted(elsewhere(str(wanted), resolved, name=name, **how))
             found = _Listener(bound, str(wanted), name, is_old=_shared)
             _listeners.append(found)
         if found is None:
-            found = _Listener(_bind(wanted, reuse_port, mode, owner), str(wanted), name)
+            found = _Listener(_bind(wanted, where, how), str(wanted), name)
             _listeners.append(found)
         if found.socket.type == socket.SOCK_STREAM and not (_shared and found.is_old):
-            found.socket.listen(backlog)  # again, to raise the backlog of an inherited one
+            found.socket.listen(how["backlog"])  # again, to raise the backlog of an inherited one
         return found.hand_out()
 
 
@@ -216,25 +228,41 @@ def _address_of(bound: socket.socket) -> str:
     return str(Address("udp" if bound.type == socket.SOCK_DGRAM else "tcp", name[0], name[1]))
 
 
-def _bind(address: Address, reuse_port: bool, mode: int | None, owner: tuple[int, int] | None) -> socket.socket:
+def _bind(address: Address, where: Where | None, how: dict[str, Any]) -> socket.socket:
     try:
         if address.kind == "unix":
-            return _bind_unix(address.host, mode, owner)
-        return _bind_internet(address, reuse_port)
+            return _bind_unix(address.host, how["mode"], how["owner"])
+        return _bind_internet(address, where or _resolve(address), how["reuse_port"])
     except PermissionError as error:
         raise AddressError(
             error.errno, f"listen({str(address)!r}): {error.strerror}; bind before dropping privileges, or use systemd"
         ) from error
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise AddressError(getattr(error, "errno", None), f"listen({str(address)!r}): {why}") from error
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise _no_address(address, error) from error
 
 
-def _bind_internet(address: Address, reuse_port: bool) -> socket.socket:
+def _no_address(address: Address, error: Exception) -> AddressError:
+    if isinstance(error, AddressError):
+        return error
+    why = getattr(error, "strerror", None) or error
+    return AddressError(getattr(error, "errno", None), f"listen({str(address)!r}): {why}")
+
+
+def _resolve(address: Address) -> Where:
+    """The family and the numbers of an address; it may take as long as the resolver takes."""
     kind = socket.SOCK_DGRAM if address.kind == "udp" else socket.SOCK_STREAM
     host = None if address.host in ("", "*") else address.host
-    found = socket.getaddrinfo(host, address.port, type=kind, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, address.port, type=kind, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise _no_address(address, error) from error
     family, _, _, _, where = sorted(found, key=lambda each: each[0] != socket.AF_INET)[0]
+    return int(family), list(where)
+
+
+def _bind_internet(address: Address, resolved: Where, reuse_port: bool) -> socket.socket:
+    kind = socket.SOCK_DGRAM if address.kind == "udp" else socket.SOCK_STREAM
+    family, where = resolved
     bound = socket.socket(family, kind)
     try:
         if kind == socket.SOCK_STREAM:
@@ -245,7 +273,7 @@ def _bind_internet(address: Address, reuse_port: bool) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(where)
+        bound.bind(tuple(where))
         bound.setblocking(False)
         return bound
     except BaseException:

@@ -15,6 +15,7 @@ from . import state
 __all__ = ["dump_stacks_on_abort", "error", "info", "last_words", "pass_on", "straight_to_stderr", "warning"]
 
 _straight = False
+_terminal = 0  # a descriptor of our own for the terminal that is standard error
 
 
 def info(message: str) -> None:
@@ -45,22 +46,35 @@ def _write(level: int, message: str, detail: str = "") -> None:
 
 
 def straight_to_stderr() -> None:
-    """In a process without a logging configuration of its own, the bare supervisor: each line goes to descriptor 2."""
-    global _straight
+    """In a process without a logging configuration of its own, the bare supervisor: each line goes to descriptor 2.
+
+    A terminal that nobody reads takes less than it promises: it is opened anew, so as not to block the others on it.
+    """
+    global _straight, _terminal
     _straight = True
+    try:
+        if os.isatty(2):
+            _terminal = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        pass  # not Linux, or not ours to open: then it has to be read
 
 
 def pass_on(output: bytes) -> None:
     """Write what another process has printed to descriptor 2; what there is no room for is lost, nobody waits."""
+    import _signal as signal  # type: ignore[import-not-found]
     import select
 
     poll = select.poll()
-    poll.register(2, select.POLLOUT)
+    poll.register(_terminal or 2, select.POLLOUT)
+    # A terminal with `tostop` sends a TTOU for each try; while that is blocked, it lets a background process write.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
     try:
         while output and poll.poll(0):
-            output = output[os.write(2, output[:4096]) :]  # PIPE_BUF: that much goes at once
+            output = output[os.write(_terminal or 2, output[:4096]) :]  # PIPE_BUF: that much goes at once
     except OSError:
         pass  # closed, or nobody reads it
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def dump_stacks_on_abort() -> None:

@@ -102,8 +102,9 @@ class Child:
         return self.poll()
 
     def send_signal(self, number: int) -> None:
-        """Signal the child; nothing happens if it has ended."""
-        if self.poll() is not None:
+        """Signal the child; nothing happens if it has ended. With a pidfd it is not reaped here: whoever waits for
+        `fileno()` would wait for ever."""
+        if self.exit_code is not None or (self._pidfd == -1 and self.poll() is not None):
             return
         try:
             if self._pidfd != -1 and hasattr(signal, "pidfd_send_signal"):

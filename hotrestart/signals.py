@@ -66,7 +66,10 @@ class handling:
         self._stop = tuple(stop)
         self._on_restart = on_restart or (lambda: self._end("restart"))
         self._on_stop = on_stop or (lambda: self._end("stop"))
-        self._wanted = {**dict.fromkeys(restart, self._restart_asked), **dict.fromkeys(self._stop, self._stop_asked)}
+        self._wanted: dict[int, Any] = {
+            **dict.fromkeys(restart, self._restart_asked),
+            **dict.fromkeys(self._stop, self._stop_asked),
+        }
         self._found: dict[int, Any] = {}
         self._wakeup_fd = -1
 
@@ -161,6 +164,7 @@ class shrugging(handling):
     """Do nothing for these signals inside a `with` block: for a process whose supervisor acts on them.
 
     A handler that does nothing, rather than SIG_IGN: what is ignored stays ignored in every program started from here.
+    TTIN and TTOU are ignored all the same: with a handler, a write to a terminal that has `tostop` is tried for ever.
     USR1 is left alone if it has a handler already: the supervisor passes it on, to have logs reopened.
     """
 
@@ -168,6 +172,7 @@ class shrugging(handling):
         taken = {getattr(signal, "SIGUSR1", None)}
         mine = [n for n in numbers if n not in taken or signal.getsignal(n) == signal.SIG_DFL]
         super().__init__(restart=mine, stop=(), on_restart=lambda: None)
+        self._wanted.update({n: signal.SIG_IGN for n in (signal.SIGTTIN, signal.SIGTTOU) if n in self._wanted})
 
     def _install(self, number: int, handler: Callable[[int, Any], None]) -> None:
         if signal.getsignal(number) != signal.SIG_IGN:

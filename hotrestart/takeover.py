@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["LOADED", "STALE", "Membership", "arrive", "membership", "report_fd", "take_over"]
+__all__ = ["LOADED", "STALE", "Membership", "arrive", "is_relayed", "membership", "report_fd", "take_over"]
 
 LOADED, STALE = b"loaded", b"stale"
 """What a preflight says at the door of `main()`."""
@@ -56,6 +56,17 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
 }
 
 
+_relay: int = -1
+
+
+def is_relayed() -> bool:
+    """Whether standard error still passes through the supervisor; the program may have put something else there."""
+    try:
+        return _relay != -1 and os.fstat(2).st_ino == _relay
+    except OSError:
+        return False
+
+
 def take_over() -> None:
     """Read the inheritance, if there is one that is meant for this process, and put each part where it belongs."""
     document = inheritance.read()
@@ -83,7 +94,7 @@ def take_over() -> None:
     if preflight:
         _begin_preflight(document["report"], document["timeout"])
     elif document["role"] == "member":
-        _become_a_member(document["member"], document["parent"])
+        _become_a_member(document["member"], document["parent"], document.get("nofile"))
         signals.unblock(document["held"])
     else:
         signals.hold(document["held"])
@@ -187,13 +198,14 @@ def _begin_preflight(fd: int, timeout: float) -> None:
         register(_end)
 
 
-def _become_a_member(numbers: list[int], parent: int) -> None:
+def _become_a_member(numbers: list[int], parent: int, nofile: int | None) -> None:
     """Come under the supervisor that has started this process: signals for the group are its business, and when it is
     gone this process shall not serve. It may hang before it comes to main(), so ABRT shows where."""
-    global membership
+    global membership, _relay
     from . import log
 
     membership = Membership(*numbers)
+    _relay = os.fstat(2).st_ino
     for fd in numbers:
         os.set_inheritable(fd, False)
     try:
@@ -201,6 +213,10 @@ def _become_a_member(numbers: list[int], parent: int) -> None:
     except RuntimeError:
         pass  # not the main thread
     log.dump_stacks_on_abort()
+    if nofile is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     leash.leash(leash.Tether(membership.tether))
     if os.getppid() != parent:
         _end()

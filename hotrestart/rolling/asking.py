@@ -27,14 +27,14 @@ def begin(own: Lifeline | int) -> Lifeline:
     return lifeline
 
 
-def _ask(address: str, **options: object) -> int:
+def _ask(address: str, resolved: tuple[int, list[object]] | None, **options: object) -> int:
     """The descriptor of the listener. The answer has a socket of its own, so any thread may ask."""
     assert lifeline is not None
     mine, theirs = pair()
     answer = Lifeline(mine)
     try:
         with theirs:
-            lifeline.send("listen", theirs.fileno(), address=address, **options)
+            lifeline.send("listen", theirs.fileno(), address=address, resolved=resolved, **options)
         poll, deadline = select.poll(), monotonic() + _PATIENCE
         poll.register(mine, select.POLLIN)
         while monotonic() < deadline and not answer.has_ended:

@@ -50,16 +50,32 @@ def become(document: dict[str, Any], keep: set[int], home: Home | None = None) -
 def main(told: str) -> NoReturn:
     """The supervisor's whole life."""
     _fill_standard_streams()
+    for name in ("array", "encodings.idna", "fcntl", "json", "select", "traceback"):
+        __import__(name)  # later the limit on open files may be reached, or the interpreter's files be replaced
     document = inheritance.read({command.VARIABLE: told})
     if document is None:
         sys.exit(reexec.EX_OSERR)
     command.first = command.Command.from_document(document["command"])
     state.generation = document["generation"]
     log.straight_to_stderr()
+    _raise_limit_on_open_files()
     supervisor = _BareSupervisor(document)
     supervisor.take_signals()
     signals.unblock(document["held"])
     sys.exit(supervisor.run())
+
+
+def _raise_limit_on_open_files() -> None:
+    """Two descriptors for each worker, and as many again while it is replaced; the program keeps the limit it had."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if command.first.nofile is None:
+        command.first.nofile = soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # macOS has limits that it does not let anybody set
 
 
 def _fill_standard_streams() -> None:

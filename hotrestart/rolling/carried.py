@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from ..processes import Child
+from ..processes import Child, has_pidfd
 from .beats import Watch
 from .lifeline import Lifeline
 from .members import Grandchild, Member, Relay
@@ -46,7 +46,10 @@ def restored(process: Process, document: dict[str, Any]) -> Member:
     for fd in (lifeline, relay, pidfd):
         if fd is not None and fd != -1:
             os.set_inheritable(fd, False)
-    member.child = Child(document["pid"]) if pidfd is None else Grandchild(document["pid"], pidfd)
+    if pidfd is not None:
+        member.child = Grandchild(document["pid"], pidfd)
+    else:
+        member.child = Child(document["pid"], pidfd=None if has_pidfd() else -1)
     if lifeline != -1:
         member.lifeline = Lifeline(socket.socket(fileno=lifeline))
     if relay != -1:

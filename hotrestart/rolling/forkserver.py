@@ -13,7 +13,7 @@ import signal
 import sys
 from time import monotonic
 
-from .. import callbacks, exits, log, processes, reexec, signals
+from .. import callbacks, exits, log, processes, reexec, signals, takeover
 from ..errors import LifelineError
 from ..leash import unleash
 from .home import Home
@@ -95,7 +95,7 @@ class _ForkServer:
         if message["type"] == "become":
             self._mask = signals.block(MINE)
             return self._born(self._lifeline, message["place"])
-        if message["type"] == "serving" and self._stderr != -1:
+        if message["type"] == "serving" and takeover.is_relayed():
             os.dup2(self._stderr, 2)
         if message["type"] == "stop":
             self._is_ending = True

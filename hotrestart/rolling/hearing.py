@@ -104,9 +104,9 @@ class Hearing:
             self._roster.gone(member, message["status"], message["reason"])
 
     def _on_ready_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:
-        timeout = self._observer.limits()[member.process.generation].timeout
-        if timeout is not None:
-            member.watch = Watch(timeout, monotonic())
+        options = self._observer.limits().get(member.process.generation)
+        if options is not None and options.timeout is not None:
+            member.watch = Watch(options.timeout, monotonic())
         self._observer.happened("ready", member.process)
 
     def _on_retire_message(self, member: Member, _message: dict[str, Any], _rights: list[int]) -> None:

@@ -75,6 +75,7 @@ def _document(generation: int, program: command.Command, member: list[int]) -> d
         "ignored": program.ignored,
         "held": [int(number) for number in signals.FOR_SUPERVISORS if number not in program.blocked],
         "since": program.since,
+        "nofile": program.nofile,
         "helpers": [],
         "report": -1,
         "timeout": 0,

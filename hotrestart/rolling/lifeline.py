@@ -51,6 +51,7 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "failed": {"reason": str, "detail": str},
     "listen": {  # with a socket for the answer
         "address": str,
+        "resolved": (list, type(None)),  # family, and numbers for bind(2): the supervisor waits for no resolver
         "name": _MAYBE_STR,
         "backlog": int,
         "reuse_port": bool,

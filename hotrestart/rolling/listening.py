@@ -34,8 +34,9 @@ class Listening:
         try:
             if not may_make_files and address.startswith("unix:/") and (address, name) not in self._all():
                 raise PermissionError(1, "ask for a path before dropping privileges")
-            with listeners.listen(
+            with listeners.listen_at(
                 address,
+                question["resolved"],
                 name=name,
                 backlog=question["backlog"],
                 reuse_port=question["reuse_port"],

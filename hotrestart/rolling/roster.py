@@ -169,7 +169,8 @@ class Roster:
     def _look_for_the_fat(self) -> None:
         limits = self._observer.limits()
         for member in list(self.members.values()):
-            limit = limits[member.process.generation].max_rss
+            options = limits.get(member.process.generation)
+            limit = options.max_rss if options is not None else None
             if limit and member.process.state == READY and member.child and _resident(member.child.pid) > limit:
                 self._observer.happened("retire", member.process)
 
@@ -188,7 +189,7 @@ class Roster:
 
     def _on_lifeline(self, member: Member) -> None:
         self._hear(member)
-        if member.lifeline is None and (member.child is None or not member.child.can_be_watched):
+        if member.lifeline is None and (member.child is None or member.child.pidfd == -1):
             self._on_end(member)
 
     def _hear(self, member: Member) -> None:
@@ -263,7 +264,7 @@ class Roster:
 
     def _reap_later(self, child: Child) -> None:
         """A child of ours that nobody cares about any more shall not stay as a zombie."""
-        if child.poll() is not None or isinstance(child, Grandchild):
+        if child.poll() is not None or isinstance(child, Grandchild) or not child.can_be_watched:
             child.close()
             return
         fd = child.fileno()

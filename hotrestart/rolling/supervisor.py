@@ -7,8 +7,10 @@ passed, then call `step()`; `run()` is the loop around these three.
 
 from __future__ import annotations
 
+import os
 import selectors
 import signal
+from _weakref import ref
 from time import monotonic
 
 from .. import command, log
@@ -73,6 +75,7 @@ class Supervisor:
         self._asked: list[Callable[[], None]] = []
         self._stale: set[int] = set()
         self._has_begun = False
+        _supervisors.append(ref(self))
 
     # -- driving it ------------------------------------------------------------------------------------------------
 
@@ -190,8 +193,8 @@ class Supervisor:
                 self.roster.post(self.roster.members[server.id], "fork", worker=process.id, place=place)
             else:
                 self._happened("ended", process, "its fork server is gone")
-        except OSError as error:
-            why = f"{self.program.executable} cannot be started: {error.strerror or error}"
+        except Exception as error:  # no descriptors, no processes, no memory: whatever it is, it is no reason to die
+            why = f"{self.program.executable} cannot be started: {getattr(error, 'strerror', None) or error}"
             self._happened("ended", process, why)
 
     def _launch(self, process: Process) -> Member:
@@ -246,6 +249,24 @@ class Supervisor:
 
     def _do_end(self, status: int) -> None:
         self.exit_status = status
+
+
+_supervisors: list[ref[Supervisor]] = []
+
+
+def _let_go_after_fork() -> None:
+    """A child that the host forks must not hold what tells the members that the supervisor lives."""
+    for reference in _supervisors:
+        supervisor = reference()
+        if supervisor is not None:
+            supervisor.ties.tether.let_go()
+            for member in supervisor.roster.members.values():
+                if member.lifeline is not None:
+                    member.lifeline.socket.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 class _Observer:

@@ -90,7 +90,7 @@ class Worker:
         if self._is_ready:
             return
         self._is_ready = True
-        if self._stderr != -1:
+        if takeover.is_relayed():
             os.dup2(self._stderr, 2)
         self._tell("ready")
 

@@ -94,6 +94,11 @@ def serve(server: TCPServer, listener: socket.socket, loop: WorkerLoop) -> None:
             elif not state.should_stop:
                 server.handle_timeout()
             server.service_actions()
+    except BaseException:
+        state.end("stop")  # handlers that keep connections have to know that nothing more is coming
+        if role.current is not None:
+            role.current.sleeper.wake(for_good=True)
+        raise
     finally:
         rest()
         try:
