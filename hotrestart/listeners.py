@@ -140,11 +140,11 @@ def systemd_fds() -> list[int]:
     return [listener.fd for listener in _listeners if listener.from_systemd]
 
 
-def adopt(documents: list[dict[str, Any]], *, shared: bool = False) -> None:
+def adopt(documents: list[dict[str, Any]], *, shared: bool = False, claimed: bool = False) -> None:
     """Take over what the generation before handed over. What is not what it says is left out, with a warning.
 
     With `shared` the generation before goes on using them: blocking mode and backlog, which belong to all who hold the
-    socket, stay as they are, also of what systemd has passed.
+    socket, stay as they are, also of what systemd has passed. `claimed`: they are wanted, whoever asks for them here.
     """
     global _shared
     _shared = shared
@@ -153,7 +153,9 @@ def adopt(documents: list[dict[str, Any]], *, shared: bool = False) -> None:
         try:
             if os.fstat(fd).st_ino != document["inode"]:
                 raise OSError("it is another file by now")
-            _listeners.append(_Listener(_adopted(fd), document["address"], document["name"], is_old=True))
+            adopted = _Listener(_adopted(fd), document["address"], document["name"], is_old=True)
+            adopted.claimed = claimed
+            _listeners.append(adopted)
         except OSError as error:
             log.warning(f"listener {document['address']} is not inherited: descriptor {fd}: {error}")
 

@@ -97,9 +97,8 @@ class _BareSupervisor(Supervisor):
         self._set_up(command.first, Rollout(options, generation=document["last"]), Ties.of(document["ties"]))
         self._home = self._next_home = Home.own()
         self._server: list[int] = document["server"]
-        listeners.adopt(document["listeners"])
+        listeners.adopt(document["listeners"], claimed=True)
         for each in document["listeners"]:
-            listeners.listen(each["address"], name=each["name"]).close()
             self.roster.listening.asked.setdefault(number, set()).add((each["address"], each["name"]))
         if document["serving"] is not None:
             self._go_on_with(document["serving"], number, options)

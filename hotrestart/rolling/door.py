@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import bytecode, callbacks, command, processes, reexec, role, signals, state, takeover
-from . import asking, bare
+from .. import bytecode, callbacks, command, exits, processes, reexec, role, signals, state, takeover
+from . import asking, bare, forkserver
 from .forkserver import MINE, serve
 from .lifeline import Lifeline, pair
 from .ties import Ties
@@ -33,6 +33,8 @@ def enter(options: Options) -> Worker:
     In the main thread, outside of an event loop. Raises NotRestartableError, WrongThreadError, and OSError if the
     supervisor cannot be started.
     """
+    if forkserver.has_served:
+        exits.end_now(0)  # SystemExit was caught around the call of main(), which is called again
     _check()
     member = takeover.membership
     if member is None:

@@ -33,6 +33,9 @@ __all__ = ["MINE", "serve"]
 MINE = (*signals.FOR_SUPERVISORS, signal.SIGTERM)
 """What a fork server and a new worker are not to be disturbed by."""
 
+has_served = False
+"""Whether this process is or was a fork server."""
+
 _KNELL = 2.0  # seconds between ABRT and KILL, for a dump of the stacks
 
 
@@ -42,6 +45,8 @@ def serve(lifeline: Lifeline, ties: Ties, options: Options, *, mask: list[int], 
 
     `MINE` are blocked; `mask` is the signal mask to go back to. `stderr`: see `Worker`.
     """
+    global has_served
+    has_served = True
     return _ForkServer(lifeline, ties, options, mask, stderr).run()
 
 
