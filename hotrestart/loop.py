@@ -28,7 +28,8 @@ def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: f
     asked for; a preflight then runs the new code up to this point, with all that happens before it. Once it has been
     asked to end, the program has `grace` seconds, also for what comes after the block.
 
-    Any number of threads may each have a loop inside one program. Raises OptionError, and what `@restartable` raises.
+    Any number of threads may each have a loop inside one program; `timeout` and `max_jobs` look at that of the main
+    thread. Handlers in threads of their own rather read `state.should_stop`. Raises OptionError, and what `@restartable` raises.
 
     >>> import hotrestart
     >>> with hotrestart.worker_loop() as loop:

@@ -8,6 +8,7 @@ fork server afresh, like all later ones, which arrive here with a lifeline.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 
@@ -80,6 +81,9 @@ def _start_supervision(options: Options) -> Worker:
                 command.first.pid = os.getpid()
                 return serve(asking.begin(Lifeline(theirs)), ties, options, mask=mask)
             server = [child.pid, ours.fileno()]
+        else:
+            atexit._run_exitfuncs()  # nobody else has what was registered here: the fork server loads it all anew
+            reexec.flush_streams()
         bare.become(_document(options, ties, server, is_restart_due), {ours.fileno()})
     except OSError:
         ours.close()  # a fork server that is there already learns it, and ends without having been
