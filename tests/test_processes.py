@@ -549,7 +549,6 @@ def test_a_worker_s_exit_status(way: str, kind: str) -> None:
     assert ("Traceback" in run.err) == bool(shown)
 
 
-@pytest.mark.xfail(reason="what sys.exit says is not shown, as CPython does")
 def test_the_words_of_an_exit_are_shown() -> None:
     run = Run(f"print(fork_worker(sys.exit, 'no port given').wait({PATIENCE}))")
     assert (run.out, run.err) == ("1\n", "no port given\n")
