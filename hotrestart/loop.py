@@ -29,7 +29,8 @@ def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: f
     asked to end, the program has `grace` seconds, also for what comes after the block.
 
     Any number of threads may each have a loop inside one program; `timeout` and `max_jobs` look at that of the main
-    thread. Handlers in threads of their own rather read `state.should_stop`. Raises OptionError, and what `@restartable` raises.
+    thread. Handlers in threads of their own rather read `state.should_stop`. Raises OptionError, and what
+    `@restartable` raises.
 
     >>> import hotrestart
     >>> with hotrestart.worker_loop() as loop:
