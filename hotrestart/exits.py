@@ -51,7 +51,8 @@ def forget_the_parents() -> None:
         each.atexit = False
     if finalize is not None:
         finalize._registered_with_atexit = False  # the next one registers it again
-    getattr(sys.modules.get("multiprocessing.process"), "_children", set()).clear()  # as its own children do
+    if "multiprocessing.process" in sys.modules:
+        sys.modules["multiprocessing.process"]._children.clear()  # as its own children do
     for module, name in (("logging", "shutdown"), ("multiprocessing.util", "_exit_function")):
         handler = getattr(sys.modules.get(module), name, None)
         if handler is not None:

@@ -61,8 +61,8 @@ def straight_to_stderr() -> None:
 
 def pass_on(output: bytes) -> None:
     """Write what another process has printed to descriptor 2; what there is no room for is lost, nobody waits."""
-    import _signal as signal  # type: ignore[import-not-found]
     import select
+    import signal
 
     poll = select.poll()
     poll.register(_terminal or 2, select.POLLOUT)

@@ -111,8 +111,8 @@ class Child:
                 signal.pidfd_send_signal(self._pidfd, number)
             else:
                 os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
+        except (ProcessLookupError, PermissionError):
+            pass  # it has ended, or has got another user's rights
 
     def stop(self, grace: float) -> int | None:
         """End the child: TERM (and CONT, for a stopped one), `grace` seconds, then KILL. Blocks; the exit code."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
         def limits(self) -> dict[int, Options]:
             """The options of each generation."""
+            raise NotImplementedError
 
 
 __all__ = ["Hearing", "close_all"]

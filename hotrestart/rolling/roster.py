@@ -47,7 +47,7 @@ class Roster:
         self.beats = beats
         self._hearing = Hearing(self, observer)
         self._selector, self._observer = selector, observer
-        self._places = list(range(PLACES))
+        self._places = list(range(PLACES - 1))
         self._next_rss = 0.0
 
     def adopt(self, member: Member) -> None:
@@ -71,9 +71,9 @@ class Roster:
 
     def take_place(self, member: Member) -> int:
         """A place on the page of beats."""
-        member.place = self._places.pop(0) if self._places else -1  # then nobody watches over it
+        member.place = self._places.pop(0) if self._places else -1
         self.beats.numbers[member.place] = 0
-        return member.place
+        return member.place % PLACES  # of those for whom there is none the last is the common one, and nobody looks
 
     def forget(self, member: Member) -> None:
         """Let go of a member that has ended, or that is to be started anew."""

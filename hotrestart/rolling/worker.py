@@ -68,22 +68,24 @@ class Worker:
 
     def run(self, main: Callable[[], object]) -> NoReturn:
         """Call `main()` and end this process, with the status it has earned."""
+        error = None
         try:
             main()
-            status = self._judge(None)
-        except BaseException as error:
-            status = self._judge(error)
-        self._end(status)
+        except BaseException as raised:
+            error = raised
+        self._end(error)
 
     async def run_coroutine(self, main: Awaitable[object]) -> None:
         """Await `main` and end this process as `asyncio.run` would; for any loop that runs coroutines."""
+        error = None
         try:
             await main
-            status = self._judge(None)
-        except BaseException as error:
-            status = self._judge(error)
-        await _wind_up_asyncio()
-        self._end(status)
+        except BaseException as raised:
+            error = raised
+        try:
+            await _wind_up_asyncio()
+        finally:
+            self._end(error)
 
     def ready(self) -> None:
         """Tell the supervisor; what is printed goes straight to standard error from now on."""
@@ -138,10 +140,14 @@ class Worker:
         finally:
             self._calls.release()
 
-    def _end(self, status: int) -> NoReturn:
-        self.pulse.rest()
-        self._calls.acquire(True, 5.0)  # a worker may be at its end before the callbacks have begun
-        exits.end_now(status)
+    def _end(self, error: BaseException | None) -> NoReturn:
+        status = 1
+        try:
+            status = self._judge(error)
+            self.pulse.rest()
+            self._calls.acquire(True, 5.0)  # a worker may be at its end before the callbacks have begun
+        finally:  # whatever hooks and streams of the program do, this process goes back to nobody
+            exits.end_now(status)
 
 
 def _with_jitter(options: Options) -> int:
