@@ -174,8 +174,8 @@ def _prepare_for_forks() -> None:
     """Once, before the first."""
     import gc
     import threading
-    import traceback  # noqa: F401 - for workers that cannot reach the files any more, as after chroot
 
+    __import__("traceback")  # a worker that fails may not reach the files any more, as after chroot
     log.dump_stacks_on_abort()  # a hung worker is ended so
     if threading.active_count() > 1:
         names = ", ".join(each.name for each in threading.enumerate() if each is not threading.main_thread())
