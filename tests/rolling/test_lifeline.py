@@ -570,10 +570,28 @@ GARBAGE: dict[str, bytes] = {
     "an overflow": b'{"type": "forked", "worker": 1e999, "pid": 1}',
     "a bool for an int": b'{"type": "forked", "worker": true, "pid": 1}',
     "an int for a bool": json.dumps(
-        {"type": "listen", "address": "x", "name": None, "backlog": 1, "reuse_port": 1, "mode": None, "owner": None}
+        {
+            "type": "listen",
+            "address": "x",
+            "resolved": None,
+            "name": None,
+            "backlog": 1,
+            "reuse_port": 1,
+            "mode": None,
+            "owner": None,
+        }
     ).encode(),
     "a bool for an int or null": json.dumps(
-        {"type": "listen", "address": "x", "name": None, "backlog": 1, "reuse_port": True, "mode": True, "owner": None}
+        {
+            "type": "listen",
+            "address": "x",
+            "resolved": None,
+            "name": None,
+            "backlog": 1,
+            "reuse_port": True,
+            "mode": True,
+            "owner": None,
+        }
     ).encode(),
     "a number of too many digits": b'{"type": "forked", "worker": ' + b"9" * 10_000 + b', "pid": 1}',
     "a field missing": b'{"type": "failed", "reason": "x"}',

@@ -41,7 +41,15 @@ class Answer:
         ours, theirs = pair()
         end = Lifeline(ours)
         try:
-            question = {"name": None, "backlog": 5, "reuse_port": False, "mode": None, "owner": None, **question}
+            question = {
+                "resolved": None,
+                "name": None,
+                "backlog": 5,
+                "reuse_port": False,
+                "mode": None,
+                "owner": None,
+                **question,
+            }
             listening.answer(generation, {"address": address, **question}, theirs.detach())
             ((message, rights),) = end.receive()
             self.errno, self.reason = message.get("errno"), message.get("reason")
@@ -284,7 +292,15 @@ def test_whatever_is_asked_for_there_is_an_answer(address: str) -> None:
 def test_one_that_has_gone_by_the_time_of_the_answer_is_harmless(listening: Listening) -> None:
     ours, theirs = pair()
     ours.close()
-    question = {"address": "127.0.0.1:0", "name": None, "backlog": 5, "reuse_port": False, "mode": None, "owner": None}
+    question = {
+        "address": "127.0.0.1:0",
+        "resolved": None,
+        "name": None,
+        "backlog": 5,
+        "reuse_port": False,
+        "mode": None,
+        "owner": None,
+    }
     listening.answer(1, question, theirs.detach())
     ours, theirs = pair()
     ours.close()
@@ -362,6 +378,7 @@ def test_listen_in_a_member_gets_what_the_supervisor_has_bound() -> None:
     assert {**asked[0], "type": ""} == {
         "type": "",
         "address": "127.0.0.1:0",
+        "resolved": [socket.AF_INET, ["127.0.0.1", 0]],
         "name": "web",
         "backlog": 7,
         "reuse_port": False,
