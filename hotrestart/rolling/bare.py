@@ -121,6 +121,7 @@ class _BareSupervisor(Supervisor):
         # Nobody's host: what the program has started before main() is a child of this process, and, if it is pid 1,
         # every orphan.
         signal.signal(signal.SIGCHLD, lambda _number, _frame: self._ask(self.roster.reap_all))
+        self._ask(self.roster.reap_all)  # those that ended before there was a handler
 
     def step(self) -> None:
         """Do what there is to do; perhaps by another interpreter from here on."""

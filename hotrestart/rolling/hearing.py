@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 from time import monotonic
 
 from ..errors import LifelineError
@@ -84,6 +85,8 @@ class Hearing:
         if not (server.process.is_server and 1 <= len(rights) <= 2):
             raise LifelineError("that is no birth of a worker")
         lifeline, *pidfd = rights
+        if not stat.S_ISSOCK(os.fstat(lifeline).st_mode):
+            raise LifelineError("a worker's lifeline is no socket")
         if not privileges.are_parent_and_child(server.pid, message["pid"], *pidfd):
             raise LifelineError(f"process {message['pid']} is no child of it")
         rights.clear()
