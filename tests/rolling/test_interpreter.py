@@ -27,6 +27,8 @@ MARK = """
 if sys.flags.isolated:
     import hotrestart
     os.write(2, f"this supervisor is of {hotrestart.__version__}\\n".encode())
+    while os.path.exists("wait"):
+        __import__("time").sleep(0.005)
 """
 
 
@@ -429,6 +431,20 @@ def test_a_death_in_the_midst_of_the_move_is_made_good(
         program.assert_no_zombie()
 
 
+def test_a_child_that_ends_in_the_midst_of_the_move_is_reaped(program: Rolling, libraries: Libraries) -> None:
+    """One that the program has started before main(): its SIGCHLD comes when nobody has a handler for it."""
+    libraries.launch(top="import subprocess; told(child=subprocess.Popen(['sleep', '1000']).pid)")
+    child = program.told("child")[0]
+    (program.folder / "wait").touch()
+    libraries.flip()
+    program.reload(service(2), expect=2)
+    libraries.wait_moved(2)
+    os.kill(child, signal.SIGKILL)
+    program.wait_until(lambda: not is_running(child), "it is dead")
+    (program.folder / "wait").unlink()
+    program.wait_until(lambda: not Path(f"/proc/{child}").exists(), "it is reaped", timeout=10)
+
+
 def parent_of(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
@@ -461,14 +477,18 @@ def test_all_listeners_go_along(program: Rolling, libraries: Libraries) -> None:
         " told(all=[each.getsockname() for each in more])"
     )
     libraries.launch(top=top)
-    inodes = {os.readlink(f"/proc/{program.pid}/fd/{fd.split()[0]}") for fd in program.fds() if "socket:" in fd}
+    before = sockets_of(program.pid)
     libraries.move(service(2, top=top), expect=2)
     libraries.move(service(3, top=top), expect=3)
     assert len(program.told("all")) == 3
     assert all(each == program.told("all")[0] for each in program.told("all"))
-    after = {os.readlink(f"/proc/{program.pid}/fd/{fd.split()[0]}") for fd in program.fds() if "socket:" in fd}
-    assert len(inodes & after) >= 4  # the very same sockets, and that of the service
+    assert len(before & sockets_of(program.pid)) >= 4  # the very same sockets, and that of the service
     assert len({tuple(each) for each in program.told("address")}) == 1
+
+
+def sockets_of(pid: int) -> set[str]:
+    links = {readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    return {link for link in links if link.startswith("socket:")}
 
 
 def test_beats_go_along(program: Rolling, libraries: Libraries) -> None:
@@ -544,8 +564,27 @@ def test_numbers_go_on_after_the_move_also_over_those_that_were_refused(program:
     program.deploy("import missing_module")
     program.hup()
     program.wait_log("generation 5 failed at stage load")
-    libraries.move(service(6), expect=6)
+    libraries.flip()
+    program.reload(service(6), expect=6)
     assert program.evaluate("state.generation") == "6"
+    libraries.wait_moved(3)
+
+
+def test_a_number_that_was_refused_right_before_the_move_is_not_given_again(
+    program: Rolling, libraries: Libraries
+) -> None:
+    libraries.launch()
+    with program.connect("hold gate") as connection:
+        program.wait_report(job="hold gate")
+        libraries.flip()
+        program.reload(service(2), expect=2)
+        program.deploy("import missing_module")
+        program.hup()
+        program.wait_log("generation 3 failed at stage load")
+        (program.folder / "gate").touch()
+        assert answer_on(connection)[1] == "1"
+    libraries.wait_moved(2)
+    program.reload(service(4), expect=4)
 
 
 def test_without_preload_the_workers_themselves_go_along(program: Rolling, libraries: Libraries) -> None:
@@ -568,6 +607,6 @@ def test_moves_leave_nothing_behind(program: Rolling, libraries: Libraries) -> N
     for number in range(2, 12):
         libraries.move(service(number), expect=number)
         program.wait_until(lambda: len(program.members()) == 4, "the old generation ends")
-        counts.append(len(program.fds()))
+        counts.append(len(os.listdir(f"/proc/{program.pid}/fd")))
     assert max(counts[5:]) <= max(counts[:5])
     assert len(Path(f"/proc/{program.pid}/environ").read_bytes()) < 20_000 + len(str(os.environ))
