@@ -150,7 +150,9 @@ def _check(document: dict[str, Any]) -> None:
         if not _are_numbers(int(fd), device, inode):
             raise ValueError("a given descriptor is no number")
     ties = document["member"]
-    if len(ties) not in (0, 4) or not _are_numbers(*document["helpers"], *ties, highest=2**31 - 1):
+    if len(ties) != (4 if document["role"] == "member" else 0) or not _are_numbers(
+        *document["helpers"], *ties, highest=2**31 - 1
+    ):
         raise ValueError("a child or a descriptor is no number")
     if not _are_numbers(*document["blocked"], *document["ignored"], *document["held"], highest=64):
         raise ValueError("a signal is no number")

@@ -20,14 +20,28 @@ def are_ours(pid: int) -> bool:
 
 
 def are_parent_and_child(parent: int, child: int, pidfd: int = -1) -> bool:
-    """Whether that is so, and the pidfd, if there is one, is the child's; True as well if it is gone by now."""
+    """Whether that is so, and the pidfd, if there is one, is the child's; True as well if one of them is gone by now."""
+    if not 0 < child < 2**31:
+        return False  # 0 and -1 are many at once for kill(2)
     try:
         if pidfd != -1:
             with open(f"/proc/self/fdinfo/{pidfd}") as file:
                 named = dict(line.split(":", 1) for line in file.read().splitlines())
             if int(named["Pid"]) != child:
                 return int(named["Pid"]) == -1
-        with open(f"/proc/{child}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[1]) == parent
+        return int(_stat(child)[1]) == parent or not _is_running(parent)  # orphans get another parent
     except (OSError, ValueError, LookupError):
         return not os.path.isdir("/proc/self/fdinfo") or not os.path.exists(f"/proc/{child}")
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on, see proc(5)."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return _stat(pid)[0] not in "ZX"
+    except OSError:
+        return False

@@ -123,6 +123,10 @@ class Roster:
         """Let go of all."""
         for member in list(self.members.values()):
             self.forget(member)
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.data, _Reaper):
+                self._selector.unregister(key.fd)
+                key.data.child.close()
         self.listening.close()
 
     @property
@@ -221,13 +225,13 @@ class Roster:
 
     def _on_end(self, member: Member) -> None:
         """Its pidfd says so; or, where there is none, its lifeline."""
+        self._unregister(member.watched)  # before the number is closed and given to something else
         status = member.child.poll() if member.child is not None else STATUS_UNKNOWN
         if status is not None:
             self.gone(member, status)
         elif member.parent not in self.members:
             self.gone(member, STATUS_UNKNOWN)  # nobody is left who could tell
         elif member.ended_at is None:
-            self._unregister(member.watched)
             member.ended_at = monotonic()
 
     def gone(self, member: Member, status: int, reason: str = "") -> None:
@@ -267,13 +271,7 @@ class Roster:
         if child.poll() is not None or isinstance(child, Grandchild) or not child.can_be_watched:
             child.close()
             return
-        fd = child.fileno()
-
-        def reap() -> None:
-            if child.poll() is not None:
-                self._unregister(fd)
-
-        self._selector.register(fd, selectors.EVENT_READ, reap)
+        self._selector.register(child.fileno(), selectors.EVENT_READ, _Reaper(child, self._unregister))
 
     def _watch(self, member: Member, file: Any, seen: Callable[[Member], None]) -> None:
         def if_still_here() -> None:
@@ -287,6 +285,17 @@ class Roster:
             self._selector.unregister(file)
         except (KeyError, ValueError):
             pass  # it was never watched, or is not any more; its number may be closed by now
+
+
+class _Reaper:
+    """Called when a forgotten child has ended."""
+
+    def __init__(self, child: Child, unregister: Callable[[int], None]) -> None:
+        self.child, self._fd, self._unregister = child, child.fileno(), unregister
+
+    def __call__(self) -> None:
+        if self.child.poll() is not None:
+            self._unregister(self._fd)
 
 
 def _resident(pid: int) -> int:

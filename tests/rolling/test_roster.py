@@ -379,9 +379,6 @@ def close_null_devices() -> None:
             continue
 
 
-@pytest.mark.xfail(
-    reason="a pid of which there is no process is believed, and kill(0) and kill(-1) are for whole groups"
-)
 @pytest.mark.parametrize("pid", [0, -1, -12345, 2**80])
 def test_a_pid_that_cannot_be_one_is_garbage(house: House, pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
@@ -625,9 +622,6 @@ def test_the_end_of_a_fork_server_is_told_once_whatever_is_seen_first(house: Hou
     assert len(house.selector.get_map()) == 0
 
 
-@pytest.mark.xfail(
-    reason="the closed pidfd's number is still registered when the worker's descriptors get it: KeyError"
-)
 def test_a_worker_that_is_heard_of_after_the_death_of_its_fork_server(house: House) -> None:
     """It has forked, told so, and died; its pidfd is seen first, and numbers of descriptors are used again."""
     server, end = house.server()
@@ -792,7 +786,7 @@ def test_places_are_given_back_and_used_again(house: House) -> None:
         house.beats.numbers[place] = 5
         taken.append(place)
         house.roster.forget(member)
-    assert set(taken) == set(range(PLACES))
+    assert set(taken) == set(range(PLACES - 1))  # the last is for those for whom there is none
 
 
 def test_no_two_have_the_same_place(house: House) -> None:
@@ -812,7 +806,6 @@ def test_one_that_has_come_over_an_exec_keeps_its_place(house: House) -> None:
     assert [house.roster.take_place(house.new()) for _ in range(5)] == [0, 1, 2, 4, 5]
 
 
-@pytest.mark.xfail(reason="a child that still runs is watched for ever, and its pidfd is never closed")
 def test_closing_the_roster_lets_go_of_everything_and_of_nobody_s_life(house: House) -> None:
     server, told = house.server()
     _, child, end = house.worker(told)
