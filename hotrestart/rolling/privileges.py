@@ -20,7 +20,7 @@ def are_ours(pid: int) -> bool:
 
 
 def are_parent_and_child(parent: int, child: int, pidfd: int = -1) -> bool:
-    """Whether that is so, and the pidfd, if there is one, is the child's; True as well if one of them is gone by now."""
+    """Whether that is so, and the pidfd, if there is one, is the child's; True as well if one of them has gone."""
     if not 0 < child < 2**31:
         return False  # 0 and -1 are many at once for kill(2)
     try:

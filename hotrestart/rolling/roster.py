@@ -226,6 +226,7 @@ class Roster:
     def _on_end(self, member: Member) -> None:
         """Its pidfd says so; or, where there is none, its lifeline."""
         self._unregister(member.watched)  # before the number is closed and given to something else
+        member.watched = -1
         status = member.child.poll() if member.child is not None else STATUS_UNKNOWN
         if status is not None:
             self.gone(member, status)
