@@ -26,8 +26,6 @@ from hotrestart.demo.traffic_ledger import Hang, TrafficLedger
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
 from tests.test_demo import COMMAND, all_pids, await_end_of_session, is_clean, run_on_a_terminal, show
 
-pytestmark = pytest.mark.core
-
 ROLLING = [*COMMAND[:-1], "rolling"]
 
 

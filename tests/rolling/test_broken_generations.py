@@ -17,8 +17,6 @@ import pytest
 from tests.harness import PATIENCE
 from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Rolling]:

@@ -13,8 +13,6 @@ import pytest
 from tests.harness import PATIENCE
 from tests.rolling.programs import Rolling, Traffic, answer_on, children_of, is_running, service
 
-pytestmark = pytest.mark.core
-
 SOON = PATIENCE  # what ends soon does not use up the limits of the programs under test, which are far beyond that
 HANGS = "wait_for('never')"
 FOR_EVER = "workers=2, ready_timeout=3600, grace=3600"
