@@ -336,9 +336,10 @@ def alive(pid: object) -> bool:
 
 def kill_reported(program: Program) -> None:
     for each in program.reports():
-        if isinstance(each.get("sleeper"), int):
+        sleeper = each.get("sleeper")
+        if isinstance(sleeper, int):
             try:
-                os.kill(each["sleeper"], signal.SIGKILL)
+                os.kill(sleeper, signal.SIGKILL)
             except ProcessLookupError:
                 continue
 

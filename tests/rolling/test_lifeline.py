@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import json
-import math
 import os
 import resource
 import signal
@@ -730,7 +729,7 @@ def test_after_garbage_nothing_is_understood_any_more() -> None:
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
@@ -744,9 +743,7 @@ def test_a_message_with_a_field_of_another_type_is_refused(data: st.DataObject) 
     field = data.draw(st.sampled_from(sorted(MESSAGES[kind])))
     wanted = MESSAGES[kind][field]
     value = data.draw(
-        ANYTHING.filter(
-            lambda value: not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)
-        ).filter(lambda value: not isinstance(value, float) or math.isfinite(value))
+        ANYTHING.filter(lambda value: not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool))
     )
     assert field in is_refused(frame({"type": kind, **fields, field: value}))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from hotrestart import processes
+from hotrestart import fds, processes
 from hotrestart.options import Options
 from hotrestart.processes import STATUS_UNKNOWN, Child, spawn
 from hotrestart.rolling import hearing, privileges
@@ -354,29 +354,27 @@ def test_what_follows_garbage_in_the_same_piece_leaks_nothing(house: House) -> N
     assert open_descriptors() <= before
 
 
-@pytest.mark.parametrize("kind", ["forked", "listen"])
-def test_a_descriptor_that_is_no_socket_is_garbage(house: House, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "forked",
+        pytest.param("listen", marks=pytest.mark.xfail(reason="the descriptor for the answer is never closed")),
+    ],
+)
+def test_a_descriptor_that_is_no_socket_is_garbage_and_is_closed(house: House, kind: str) -> None:
     server, end = house.server()
-    worker = house.unborn()
+    worker, child = house.unborn(), house.process()
+    before = {int(name) for name in os.listdir("/proc/self/fd")}
     with open(os.devnull) as null:
         if kind == "listen":
             end.send("listen", null.fileno(), **LISTEN)
         else:
-            end.send("forked", null.fileno(), worker=worker.process.id, pid=os.getpid())
-    try:
-        house.until(lambda: server.process.id in house.ended())
-    finally:
-        close_null_devices()
-
-
-def close_null_devices() -> None:
-    """So that what leaks in a test that is expected to fail is not held against the others."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}") == os.devnull:
-                os.close(int(name))
-        except OSError:
-            continue
+            end.send("forked", null.fileno(), worker=worker.process.id, pid=child.pid)
+    house.until(lambda: server.process.id in house.ended())
+    leaked = [fd for fd in fds.open_fds() if fd not in before]
+    for fd in leaked:
+        os.close(fd)
+    assert leaked == []
 
 
 @pytest.mark.parametrize("pid", [0, -1, -12345, 2**80])
