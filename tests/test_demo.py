@@ -30,8 +30,6 @@ from hotrestart.demo.ledger import Done, Ledger, Release
 from hotrestart.sleeper import Sleeper
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
 
-pytestmark = pytest.mark.core
-
 COMMAND = [sys.executable, "-m", "hotrestart", "demo", "in-place"]
 
 

@@ -18,8 +18,6 @@ import pytest
 from tests.harness import CHECKOUT, clean_environment
 from tests.rolling.programs import Rolling, Traffic, answer_on, children_of, is_running, service
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Rolling]:
