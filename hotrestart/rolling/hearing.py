@@ -123,7 +123,7 @@ class Hearing:
         self._observer.happened("leaving", member.process, member.reason, detail=member.detail)
 
     def _on_listen_message(self, member: Member, message: dict[str, Any], rights: list[int]) -> None:
-        if len(rights) != 1:
+        if len(rights) != 1 or not stat.S_ISSOCK(os.fstat(rights[0]).st_mode):
             raise LifelineError("a question about a listener has no socket for the answer")
         may_make_files = privileges.are_ours(member.pid)
         self._roster.listening.answer(member.process.generation, message, rights.pop(), may_make_files=may_make_files)

@@ -358,7 +358,7 @@ def test_what_follows_garbage_in_the_same_piece_leaks_nothing(house: House) -> N
     "kind",
     [
         "forked",
-        pytest.param("listen", marks=pytest.mark.xfail(reason="the descriptor for the answer is never closed")),
+        "listen",
     ],
 )
 def test_a_descriptor_that_is_no_socket_is_garbage_and_is_closed(house: House, kind: str) -> None:
