@@ -221,7 +221,7 @@ def test_texts_that_are_hard_on_a_parser_are_ignored(text: bytes, caplog: pytest
         {"pid": None, "parent": 1},
         {"pid": -1, "parent": os.getpid()},
     ],
-    ids=str,
+    ids=["1", "None", "me", "None of 1", "-1 of this one"],
 )
 def test_a_document_of_another_version_or_for_another_process_is_ignored(
     change: dict[str, Any], caplog: pytest.LogCaptureFixture

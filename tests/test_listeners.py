@@ -122,7 +122,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("bad", BAD, ids=repr)
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: "object" if type(bad) is object else repr(bad))
 def test_a_bad_address_is_an_error_that_repeats_it(bad: Any) -> None:
     with pytest.raises(AddressError) as caught:
         listen(bad)
