@@ -17,7 +17,8 @@ WITHOUT_FLOOR = {"restart_path"}
 
 def run(script: str, *arguments: str) -> str:
     command = [sys.executable, str(BENCHMARKS / script), "--runs", "2", *arguments]
-    ran = subprocess.run(command, env=clean_environment(), capture_output=True, timeout=4 * PATIENCE)
+    environment = clean_environment(BENCHMARK_HEAP="5")  # of memory.py, in MB
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=10 * PATIENCE)
     assert ran.returncode == 0, ran.stderr.decode()
     return ran.stdout.decode()
 
@@ -41,7 +42,7 @@ def check(document: dict, name: str) -> None:
     assert sys.prefix not in json.dumps(document)
 
 
-@pytest.mark.parametrize("name", ["inplace", "primitives", "restart_path"])
+@pytest.mark.parametrize("name", ["inplace", "primitives", "restart_path", "memory"])
 def test_a_benchmark_prints_a_table_and_writes_its_numbers(name: str, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers.json"
     printed = run(f"{name}.py", "--json", str(numbers))
@@ -53,9 +54,9 @@ def test_a_benchmark_prints_a_table_and_writes_its_numbers(name: str, tmp_path: 
 def test_run_writes_all_results_and_a_summary(tmp_path: Path) -> None:
     run("run.py", "--results", str(tmp_path))
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["README.md", "inplace.json", "primitives.json", "restart_path.json"]
+    assert written == ["README.md", "inplace.json", "memory.json", "primitives.json", "restart_path.json"]
     summary = (tmp_path / "README.md").read_text()
-    assert all(f"## {name}" in summary for name in ("inplace", "primitives", "restart_path"))
+    assert all(f"## {name}" in summary for name in ("inplace", "primitives", "restart_path", "memory"))
 
 
 def test_a_wrong_number_of_runs_is_refused() -> None:

@@ -144,11 +144,10 @@ class _BareSupervisor(Supervisor):
     def _move(self) -> None:
         """Exec into the interpreter and the library that the program has now."""
         mask = signals.block(SIGNALS)
-        home, self._home = self._next_home, self._next_home
+        home = self._next_home
         try:
             if self._asked:
-                self._home = Home.own()  # something has come in the last moment: first that
-                return
+                return  # something has come in the last moment: first that
             log.info(f"the supervisor moves to {home.python}, hotrestart {home.version}")
             members = [as_document(each) for each in self.roster.members.values()]
             generation = self.rollout.generations[self.rollout.current]
@@ -163,6 +162,7 @@ class _BareSupervisor(Supervisor):
             }
             become(document, {fd for each in members for fd in descriptors(each)}, home)
         except OSError as error:
+            self._next_home = self._home  # not again at once; after the next commit
             log.error(f"the supervisor stays what it is: {home.python} cannot be started: {error}")
         finally:
             signals.restore_mask(mask)

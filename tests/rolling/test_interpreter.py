@@ -19,8 +19,6 @@ import pytest
 from tests.harness import CHECKOUT, PATIENCE
 from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
 
-pytestmark = pytest.mark.core
-
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 MARK = """
@@ -265,7 +263,6 @@ def test_an_exec_that_fails_leaves_a_supervisor_that_works(
     program.wait_workers(2, version=3)
 
 
-@pytest.mark.xfail(strict=True, reason="_move keeps the home that it could not move to as its own")
 def test_after_an_exec_that_failed_the_next_generation_is_followed(program: Rolling, virtualenvs: Virtualenvs) -> None:
     program.launch(service())
     with program.connect("hold gate") as connection:
