@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Callback = TypeVar("Callback", bound=Callable[[], object])
 
-__all__ = ["call_all_in_a_thread", "kept_over_a_fork", "on_stop"]
+__all__ = ["call_all", "call_all_in_a_thread", "kept_over_a_fork", "on_stop"]
 
 _callbacks: list[Callable[[], object]] = []
 
@@ -52,14 +52,14 @@ def call_all_in_a_thread() -> None:
 
     def run() -> None:
         runs.release()
-        _call_all()
+        call_all()
 
     start_new_thread(run, ())
     runs.acquire(True, 5.0)
 
 
-def _call_all() -> None:
-    """Call each callback: whoever takes it off the list does."""
+def call_all() -> None:
+    """Call each callback, in this thread: whoever takes it off the list does."""
     while True:
         try:
             callback = _callbacks.pop(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def check(document: dict, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["inplace", "primitives", "restart_path", "memory"])
 def test_a_benchmark_prints_a_table_and_writes_its_numbers(name: str, tmp_path: Path) -> None:
+    if name == "memory" and importlib.util.find_spec("gunicorn") is None:
+        missing("gunicorn")
     numbers = tmp_path / "numbers.json"
     printed = run(f"{name}.py", "--json", str(numbers))
     assert f"## {name}" in printed

@@ -91,7 +91,7 @@ def run(code: str, *arguments: str, expected: int = 0) -> str:
 
 def test_a_hup_asks_for_a_restart_and_wakes_the_sleeper(sleeper: Sleeper) -> None:
     with handling(sleeper):
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         assert sleeper.sleep(PATIENCE)
         assert state.reason == "restart"
         assert sleeper.sleep(PATIENCE)
@@ -107,7 +107,7 @@ def test_a_term_or_int_asks_for_a_stop(sleeper: Sleeper, number: int) -> None:
 
 def test_no_sleeper_is_needed() -> None:
     with handling():
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         assert state.should_stop
 
 
@@ -119,9 +119,9 @@ def test_other_signals_and_other_actions_can_be_chosen() -> None:
         on_restart=lambda: calls.append("restart"),
         on_stop=lambda: calls.append("stop"),
     ):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGUSR2)
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR2)
         assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
     assert calls == ["restart", "restart", "stop"]
     assert not state.should_stop
@@ -130,7 +130,7 @@ def test_other_signals_and_other_actions_can_be_chosen() -> None:
 def test_a_second_restart_signal_changes_nothing(sleeper: Sleeper) -> None:
     with handling(sleeper):
         for _ in range(10):
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
         assert state.reason == "restart"
         assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_DFL, signal.SIG_IGN)
 
@@ -141,7 +141,7 @@ def test_the_second_stop_signal_has_its_default_action_even_if_python_is_stuck(s
         import os, signal, sys
         from hotrestart import signals
         with signals.handling():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             os.kill(os.getpid(), int(sys.argv[1]))
     """
     run(code, str(int(second)), expected=-second)
@@ -149,7 +149,7 @@ def test_the_second_stop_signal_has_its_default_action_even_if_python_is_stuck(s
 
 def test_the_first_stop_signal_gives_only_the_stop_signals_their_default_action(sleeper: Sleeper) -> None:
     with handling(sleeper):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
 
@@ -166,7 +166,7 @@ def test_after_the_block_everything_is_as_it_was_found(sleeper: Sleeper, set_han
 def test_after_a_stop_everything_is_put_back_too(sleeper: Sleeper, set_handler: Callable[..., Any]) -> None:
     theirs = set_handler(signal.SIGTERM, lambda *_: None)
     with handling(sleeper):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is theirs
 
 
@@ -194,7 +194,7 @@ def test_h22_an_ignored_signal_stays_ignored(number: int, set_handler: Callable[
         os.kill(os.getpid(), number)
         assert not state.should_stop
         if number != signal.SIGTERM:
-            os.kill(os.getpid(), signal.SIGTERM)  # its default actions are not given to what was ignored
+            signal.raise_signal(signal.SIGTERM)  # its default actions are not given to what was ignored
             assert signal.getsignal(number) == signal.SIG_IGN
     assert signal.getsignal(number) == signal.SIG_IGN
 
@@ -212,10 +212,10 @@ def test_blocks_can_be_nested() -> None:
     with handling():
         outer = signal.getsignal(signal.SIGHUP)
         with handling(on_restart=lambda: inner_calls.append("restart")):
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             assert not state.should_stop
         assert signal.getsignal(signal.SIGHUP) == outer
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         assert state.reason == "restart"
     assert inner_calls == ["restart"]
 
@@ -359,7 +359,7 @@ def test_h15_a_signal_to_a_forked_child_does_not_ask_the_parent_to_end(sleeper: 
 def test_a_forked_child_can_have_a_block_of_its_own(sleeper: Sleeper) -> None:
     def child() -> None:
         with handling(sleeper):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             assert sleeper.sleep(PATIENCE)
             assert state.reason == "stop"
 
@@ -412,7 +412,7 @@ def test_h15_a_child_forked_by_a_thread_has_the_handlers_that_were_there_before(
 
 def test_h12_a_restart_asked_for_before_the_block_is_remembered() -> None:
     signals.hold([signal.SIGHUP])
-    os.kill(os.getpid(), signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
     assert not state.should_stop
     with handling():
         assert state.reason == "restart"
@@ -420,7 +420,7 @@ def test_h12_a_restart_asked_for_before_the_block_is_remembered() -> None:
 
 def test_h12_a_restart_blocked_across_the_exec_is_remembered() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
-    os.kill(os.getpid(), signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
     signals.hold([signal.SIGHUP])
     assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with handling():
@@ -435,7 +435,7 @@ def test_h12_nothing_is_made_up_when_nobody_has_asked() -> None:
 
 def test_what_was_held_is_told_once() -> None:
     signals.hold([signal.SIGHUP])
-    os.kill(os.getpid(), signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
     calls: list[int] = []
     for _ in range(2):
         with handling(on_restart=lambda: calls.append(1)):
@@ -472,7 +472,7 @@ def test_held_in_another_thread_they_stay_blocked_until_the_block() -> None:
         thread = threading.Thread(target=signals.hold, args=([signal.SIGHUP],))
         thread.start()
         thread.join()
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         assert not state.should_stop
         with signals.handling():
             assert state.reason == "restart"

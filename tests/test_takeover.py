@@ -102,7 +102,7 @@ def test_without_the_variable_nothing_happens(caplog: pytest.LogCaptureFixture) 
 def test_a_signal_that_came_before_is_told_to_the_first_block() -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     try:
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         take_over(sound())
         with signals.handling():
             assert state.reason == "restart"
@@ -258,7 +258,7 @@ def test_in_another_thread_signals_stay_blocked_until_the_first_block() -> None:
         thread = threading.Thread(target=takeover.take_over)
         thread.start()
         thread.join()
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         assert state.generation == 7
         with signals.handling():
             assert state.reason == "restart"

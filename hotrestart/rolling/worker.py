@@ -136,7 +136,7 @@ class Worker:
             if "hotrestart.callbacks" in sys.modules:
                 from .. import callbacks
 
-                callbacks.call_all_in_a_thread()
+                callbacks.call_all()
         finally:
             self._calls.release()
 
@@ -145,7 +145,7 @@ class Worker:
         try:
             status = self._judge(error)
             self.pulse.rest()
-            self._calls.acquire(True, 5.0)  # a worker may be at its end before the callbacks have begun
+            self._calls.acquire(True, 5.0)  # a worker may be at its end before the callbacks are through
         finally:  # whatever hooks and streams of the program do, this process goes back to nobody
             exits.end_now(status)
 
