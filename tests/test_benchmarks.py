@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import missing
 from .harness import CHECKOUT, PATIENCE, clean_environment
 
 BENCHMARKS = CHECKOUT / "benchmarks"
