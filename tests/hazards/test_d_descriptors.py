@@ -51,6 +51,7 @@ def test_h32_a_leaked_descriptor_does_not_reach_the_next_generation(program: Pro
     program.deploy(worker(version=2, options=f"(preflight={preflight})"))
     program.hup()
     program.wait_report(ready=2, version=2)
+    program.wait_until(lambda: not any("report.jsonl" in each for each in program.fds()), "the report is closed again")
     clean = set(open_files(program.pid))
     assert not {50, 60, 700} & set(open_files(program.pid))
     for generation in range(3, 8):

@@ -251,6 +251,7 @@ def test_ttin_and_ttou_change_the_number_of_workers(program: Rolling) -> None:
         os.kill(program.pid, signal.SIGTTOU)
         program.wait_workers(count)
     os.kill(program.pid, signal.SIGTTOU)
+    program.wait_log("workers wanted: 1", count=2)  # two signals at once are delivered by number, TTIN first
     os.kill(program.pid, signal.SIGTTIN)
     program.wait_workers(2)  # one is the least, so this one counts from there
 
