@@ -8,12 +8,16 @@ from __future__ import annotations
 
 __all__ = [
     "AddressError",
+    "ControlError",
     "DescriptorError",
     "HotRestartError",
     "LifelineError",
     "NotRestartableError",
+    "NotThereError",
     "OptionError",
+    "PidFileError",
     "StopAskedError",
+    "TimedOutError",
     "WrongThreadError",
 ]
 
@@ -30,6 +34,10 @@ class AddressError(HotRestartError, OSError):
     """An address cannot be understood or bound."""
 
 
+class ControlError(HotRestartError):
+    """A program has refused what it was asked over its control socket, or has answered nonsense."""
+
+
 class DescriptorError(HotRestartError, OSError):
     """File descriptors were lost on their way between two processes."""
 
@@ -42,8 +50,20 @@ class NotRestartableError(HotRestartError, RuntimeError):
     """This program cannot be started again: its code came from standard input, or its command is not known."""
 
 
+class NotThereError(HotRestartError, OSError):
+    """No program that can be controlled is there, or it has died before it could answer."""
+
+
+class PidFileError(HotRestartError, OSError):
+    """A pid file belongs to another live program, cannot be written, or may not be read."""
+
+
 class StopAskedError(HotRestartError):
     """A restart was not made, because a stop has been asked for in the meantime."""
+
+
+class TimedOutError(HotRestartError, TimeoutError):
+    """A program has not answered in time. What it was asked for may happen yet."""
 
 
 class WrongThreadError(HotRestartError, RuntimeError):

@@ -40,6 +40,7 @@ def watch(program: InPlace, seconds: float, grace: float) -> None:
             sleep(_LAST_CALL)
     if state.reason == "restart":
         reexec.exec_or_exit(flush=False)
+    program.abandon()
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         os.kill(os.getpid(), number)  # the first may still have a handler, which gives it its default action
         sleep(1.0)

@@ -20,10 +20,14 @@ from _thread import allocate_lock, get_ident, start_new_thread
 from time import sleep, time
 
 from . import command, role, signals, state
+from .announcing import Announcer
 from .sleeper import Sleeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from .options import Options
 
 __all__ = ["InPlace"]
@@ -51,6 +55,7 @@ class InPlace:
             on_restart=self.request_restart,
             on_stop=self.request_stop,
         )
+        self.announcer = Announcer(self, options)
         self._asked = 0  # changes with every request
         self._preparing = allocate_lock()
         self._draining = allocate_lock()
@@ -64,8 +69,11 @@ class InPlace:
         role.current = self
         try:
             self._handling.__enter__()
+            if self._may_restart:
+                self.announcer.open()
         except BaseException:
             role.current = None
+            self._handling.restore()
             raise
 
     def leave(self, error: BaseException | None = None, *, for_good: bool) -> None:
@@ -92,6 +100,7 @@ class InPlace:
                 log.error(f"the program ended with {error!r} while it was to restart: it restarts")
             return
         role.current = None
+        self.announcer.close(error, for_good=for_good)
         if state.reason is None or not for_good:
             self._handling.restore()
 
@@ -99,6 +108,7 @@ class InPlace:
         """The program serves. The first call counts."""
         if not self._is_ready:
             self._is_ready = True
+            self.announcer.ready()
             if "logging" in sys.modules:  # else nobody would see it
                 from . import log
 
@@ -113,19 +123,31 @@ class InPlace:
         if not self._is_prepared:
             self._is_prepared = True
             try:
-                for name in ("bytecode", "grace", "preflight", "reexec"):
+                for name in ("bytecode", "grace", "preflight", "reexec", *self.announcer.needs()):
                     __import__(f"{__package__}.{name}")
             except Exception:
                 pass  # the files are gone already: whoever asks for a restart will be told
 
-    def request_restart(self) -> None:
-        """Ask for a restart. In any thread and in a signal handler."""
+    def hand_over(self) -> tuple[dict[str, Any], set[int]]:
+        """What the next generation is to know besides `reexec.legacy`, and the descriptors of it."""
+        return self.announcer.hand_over()
+
+    def resume(self) -> None:
+        """The exec that all was handed over for has failed."""
+        self.announcer.resume()
+
+    def abandon(self) -> None:
+        """This process ends at once, and nothing follows. In any thread."""
+        self.announcer.abandon()
+
+    def request_restart(self) -> int:
+        """Ask for a restart; the number of the request. In any thread and in a signal handler."""
         if self.is_overdue:
             from . import reexec
 
             reexec.last_call()
         if state.should_stop:
-            return
+            return self._asked
         if not self._may_restart:
             from .errors import HotRestartError
 
@@ -140,7 +162,8 @@ class InPlace:
                 from . import log
 
                 self._preparing.release()
-                log.last_words(f"restart refused, the old code goes on: no preflight is possible: {error}")
+                self._refuse(f"no preflight is possible: {error}", "", self._asked, log.last_words)
+        return self._asked
 
     def request_stop(self) -> None:
         """Ask for a stop. In any thread and in a signal handler."""
@@ -163,6 +186,8 @@ class InPlace:
         in_a_row = 0
         while True:
             seen, in_a_row, began = self._asked, in_a_row + 1, time()
+            self.announcer.note_stage("preflight")
+            self.announcer.tell_systemd()
             passed = self._check_new_code(seen, began)
             if self._is_ending():
                 return seen
@@ -196,11 +221,15 @@ class InPlace:
             if verdict.ok:
                 log.info("the new code loads")
             else:
-                log.error(f"restart refused, the old code goes on: {verdict.reason}", verdict.detail)
+                self._refuse(verdict.reason, verdict.detail, seen, log.error)
             return verdict.ok
         except Exception as error:  # no descriptors, no processes, no memory: whatever it is, the old code goes on
-            log.last_words(f"restart refused, the old code goes on: no preflight is possible: {error!r}")
+            self._refuse(f"no preflight is possible: {error!r}", "", seen, log.last_words)
             return False
+
+    def _refuse(self, reason: str, detail: str, upto: int, say: Callable[..., None]) -> None:
+        say(f"restart refused, the old code goes on: {reason}", *([detail] if detail else []))
+        self.announcer.refused(reason, detail, upto)
 
     def _is_ending(self) -> bool:
         return state.should_stop or self.main_has_returned
@@ -208,6 +237,8 @@ class InPlace:
     def _end(self, why: state.Reason) -> None:
         state.end(why)
         self.sleeper.wake(for_good=True)
+        if state.reason == "restart":
+            self.announcer.note_stage("drain")
         if self._draining.acquire(False):
             try:
                 start_new_thread(self._drain, ())
@@ -220,6 +251,7 @@ class InPlace:
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""
         try:
+            self.announcer.tell_systemd()
             if f"{__package__}.callbacks" in sys.modules:
                 from . import callbacks  # which waits if another thread has only begun to load it
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 from .errors import OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Options"]
+__all__ = ["LONGEST_SOCKET_PATH", "Options"]
+
+LONGEST_SOCKET_PATH = 103
+"""Bytes: `sun_path` has 104 on macOS and the BSDs, 108 on Linux, with a NUL at the end."""
 
 _FOREVER = 4e6  # seconds, 46 days: the C library does not take just any number
 _MOST_WORKERS = 2048
@@ -22,11 +27,13 @@ class Options:
 
     __slots__ = (
         "batch",
+        "control",
         "grace",
         "jitter",
         "max_age",
         "max_jobs",
         "max_rss",
+        "pidfile",
         "preflight",
         "preload",
         "ready_timeout",
@@ -50,6 +57,8 @@ class Options:
         max_age: float | None = None,
         max_rss: int | None = None,
         jitter: float = 0.1,
+        control: bool | str | os.PathLike[str] = True,
+        pidfile: str | os.PathLike[str] | None = None,
     ) -> None:
         self.workers = _count("workers", workers, most=_MOST_WORKERS)
         self.preload, self.preflight = _flag("preload", preload), _flag("preflight", preflight)
@@ -61,6 +70,8 @@ class Options:
         self.max_jobs = _count("max_jobs", max_jobs)
         self.max_rss = _count("max_rss", max_rss, unit="bytes")
         self.jitter = _seconds("jitter", jitter, unit="a share, as 0.1 for a tenth")
+        self.control = control if isinstance(control, bool) else _path("control", control)
+        self.pidfile = None if pidfile is None else _path("pidfile", pidfile)
         if workers is None:
             self._refuse_what_needs_workers()
 
@@ -82,6 +93,17 @@ class Options:
                 raise OptionError(f"{name} needs workers=: in place there is nobody to watch over the program")
         if self.soak or not self.preload:
             raise OptionError("soak and preload need workers=: they are about a generation beside the old one")
+
+
+def _path(name: str, value: Any) -> str:
+    """An absolute path: later the program may be in another directory."""
+    given: object = value.__fspath__() if hasattr(value, "__fspath__") else value
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise OptionError(f"{name} is a path, not {value!r}")
+    path = os.path.abspath(given)
+    if name == "control" and len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise OptionError(f"control={path!r} is too long for a socket: {LONGEST_SOCKET_PATH} bytes are the most")
+    return path
 
 
 def _flag(name: str, value: object) -> bool:

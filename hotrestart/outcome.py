@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,12 +16,13 @@ class Outcome:
     """The true end of a restart; for reading.
 
     `ok`: the new generation serves (otherwise the old one does, or the program has ended). `generation`: the one that
-    was started. `stage`: the last stage that it came to: "load", "ready", "soak", "commit" or "stop". `reason`: why it
-    failed, in one line. `detail`: the end of the new code's traceback or output. `seconds`: from the first request to
-    the end. `stages`: the seconds of each stage.
+    was started. `stage`: the last stage that it came to: "load", "ready", "soak", "commit" or "stop"; in place
+    "preflight", "drain", "load", "ready" or "stop". `reason`: why it failed, in one line. `detail`: the end of the new
+    code's traceback or output. `pid`: the program's. `seconds`: from the first request to the end. `stages`: the
+    seconds of each stage.
     """
 
-    __slots__ = ("detail", "generation", "ok", "reason", "seconds", "stage", "stages")
+    __slots__ = ("detail", "generation", "ok", "pid", "reason", "seconds", "stage", "stages")
 
     def __init__(
         self,
@@ -29,11 +32,18 @@ class Outcome:
         stage: str,
         reason: str = "",
         detail: str = "",
+        pid: int | None = None,
         seconds: float = 0.0,
         stages: Mapping[str, float] | None = None,
     ) -> None:
         self.ok, self.generation, self.stage, self.reason, self.detail = ok, generation, stage, reason, detail
+        self.pid = os.getpid() if pid is None else pid
         self.seconds, self.stages = seconds, dict(stages or {})
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Outcome:
+        """What `as_document` has put down. Raises TypeError if it is none."""
+        return cls(**document)
 
     def as_document(self) -> dict[str, Any]:
         """As plain data, for JSON."""

@@ -13,7 +13,7 @@ import atexit
 import os
 import sys
 
-from . import bytecode, command, exits, fds, inheritance, signals, state
+from . import bytecode, command, exits, fds, inheritance, role, signals, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ def exec_or_exit(*, flush: bool = True) -> NoReturn:
         from . import log
         from .errors import StopAskedError
 
+        if role.current is not None:
+            role.current.abandon()
         if isinstance(error, StopAskedError):
             os._exit(0)  # back into the handlers' loop is no way to go: 3.14 would run them all again
         log.last_words(f"cannot start {command.first.argv[0]} again: {error!r}")
@@ -123,7 +125,16 @@ def exec_unflushed() -> NoReturn:
     command.first.check()
     bytecode.drop_stale(command.first.since)
     document, keep = legacy()
-    exec_with(command.first.executable, command.first.argv, {**document, "role": "generation"}, keep)
+    document["role"] = "generation"
+    if role.current is not None:
+        document["announcing"], more = role.current.hand_over()
+        keep |= more
+    try:
+        exec_with(command.first.executable, command.first.argv, document, keep)
+    except BaseException:
+        if role.current is not None:
+            role.current.resume()
+        raise
 
 
 def exec_with(executable: str, argv: list[str], document: dict[str, Any], keep: set[int]) -> NoReturn:
@@ -183,6 +194,7 @@ def legacy() -> tuple[dict[str, Any], set[int]]:
         "since": command.first.since,
         "helpers": _children_that_will_end(),
         "member": [],
+        "announcing": {},
         "report": -1,
         "timeout": 0,
     }

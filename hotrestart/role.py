@@ -6,20 +6,26 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from .sleeper import Sleeper
 
     class Role(Protocol):
-        """What every role can do; all of it in any thread, the requests in a signal handler too."""
+        """What every role can do; all of it in any thread, the requests in a signal handler too.
+
+        `hand_over`: what the next generation is told, and the descriptors of it, just before an exec; `resume`: that
+        has failed. `abandon`: the process ends at once."""
 
         sleeper: Sleeper
         has_heir: bool  # what this process bequeaths reaches the next generation
 
         def ready(self) -> None: ...
-        def request_restart(self) -> None: ...
+        def request_restart(self) -> object: ...
         def request_stop(self) -> None: ...
         def prepare_to_end(self) -> None: ...
+        def hand_over(self) -> tuple[dict[str, Any], set[int]]: ...
+        def resume(self) -> None: ...
+        def abandon(self) -> None: ...
 
 
 __all__ = ["current", "ready", "request_restart", "request_stop"]

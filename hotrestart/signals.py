@@ -59,8 +59,8 @@ class handling:
         *,
         restart: Iterable[int] = RESTART,
         stop: Iterable[int] = STOP,
-        on_restart: Callable[[], None] | None = None,
-        on_stop: Callable[[], None] | None = None,
+        on_restart: Callable[[], object] | None = None,
+        on_stop: Callable[[], object] | None = None,
     ) -> None:
         self._sleeper = sleeper
         self._stop = tuple(stop)

@@ -16,7 +16,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["LOADED", "STALE", "Membership", "arrive", "is_relayed", "membership", "report_fd", "take_over"]
+__all__ = [
+    "LOADED",
+    "STALE",
+    "Membership",
+    "announcing",
+    "arrive",
+    "is_relayed",
+    "membership",
+    "report_fd",
+    "take_over",
+]
 
 LOADED, STALE = b"loaded", b"stale"
 """What a preflight says at the door of `main()`."""
@@ -51,10 +61,14 @@ _SHAPE: dict[str, type | tuple[type, ...]] = {
     "since": (int, float),
     "helpers": list,
     "member": list,
+    "announcing": dict,
     "report": int,
     "timeout": (int, float),
 }
 
+
+announcing: dict[str, Any] = {}
+"""What the generation before has left to whoever tells how the restart has gone."""
 
 _relay: int = -1
 
@@ -85,6 +99,9 @@ def take_over() -> None:
     command.first.ignored = document["ignored"]
     command.first.helpers = document["helpers"]
     command.first.fds = {int(fd): (device, inode) for fd, (device, inode) in document["fds"].items()}
+    announcing.update(document["announcing"])
+    for fd in announcing.get("fds", ()):
+        os.set_inheritable(fd, False)
     preflight = document["role"] == "preflight"
     if document["listeners"] or preflight:
         from . import listeners
@@ -154,6 +171,8 @@ def _check(document: dict[str, Any]) -> None:
         *document["helpers"], *ties, highest=2**31 - 1
     ):
         raise ValueError("a child or a descriptor is no number")
+    if not _are_numbers(*document["announcing"].get("fds", ()), highest=2**31 - 1):
+        raise ValueError("a descriptor is no number")
     if not _are_numbers(*document["blocked"], *document["ignored"], *document["held"], highest=64):
         raise ValueError("a signal is no number")
 

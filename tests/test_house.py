@@ -19,8 +19,8 @@ PACKAGE = CHECKOUT / "hotrestart"
 # From the ground up. A module imports only from floors below its own, and on its own floor only from its left.
 FLOORS = [
     "errors state log cjson exits callbacks fds address sleeper command systemd bytecode options outcome leash role",
-    "signals listeners processes last_words inheritance",
-    "takeover preflight reexec grace inplace rolling",
+    "signals listeners processes last_words inheritance pids pidfile",
+    "reporting control takeover announcing preflight reexec grace inplace rolling",
     "program loop serving",
     "demo __main__",
 ]

@@ -77,6 +77,7 @@ def _document(generation: int, program: command.Command, member: list[int]) -> d
         "since": program.since,
         "nofile": program.nofile,
         "helpers": [],
+        "announcing": {},
         "report": -1,
         "timeout": 0,
     }

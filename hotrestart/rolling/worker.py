@@ -107,6 +107,16 @@ class Worker:
     def prepare_to_end(self) -> None:
         """Nothing needs to be loaded: what lies on the disk is not a worker's concern."""
 
+    def hand_over(self) -> tuple[dict[str, Any], set[int]]:
+        """A worker has no heir."""
+        return {}, set()
+
+    def resume(self) -> None:
+        """Nothing has been handed over."""
+
+    def abandon(self) -> None:
+        """Nothing of the program's is a worker's to tidy up."""
+
     def _tell(self, kind: str, **fields: Any) -> None:
         try:
             self._lifeline.send(kind, **fields)

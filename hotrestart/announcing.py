@@ -1,0 +1,262 @@
+"""How a restart in place goes, told to all who want to know: who has asked and waits, systemd, readers of the pid file.
+
+Whoever has asked for a restart waits on a connection that goes through the exec with the process, and the answer comes
+from the new generation when it is ready: that it can answer is the proof. If it never comes to that, the connection
+ends with the process, and that is an answer too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from time import monotonic
+
+from . import log, state, systemd, takeover
+from .errors import HotRestartError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .control.server import Connection
+    from .control.signalled import SignalDriven
+    from .inplace import InPlace
+    from .options import Options
+    from .outcome import Outcome
+    from .pidfile import PidFile
+
+__all__ = ["Announcer"]
+
+
+class Announcer:
+    """Tells, and is asked. Opened and closed in the main thread; what a handler may call says so."""
+
+    def __init__(self, program: InPlace, options: Options) -> None:
+        self._program, self._options = program, options
+        self._server: SignalDriven | None = None
+        self._pidfile: PidFile | None = None
+        left, takeover.announcing = takeover.announcing, {}
+        now = monotonic()
+        self._left: dict[str, Any] = left
+        self._started: float = left.get("started", now)
+        self._ready_at: float | None = None
+        self._last: dict[str, Any] | None = left.get("last")
+        self._began: float = left.get("began", now)  # of the restart that is under way
+        self._stages: dict[str, float] = left.get("stages", {})
+        self._stage, self._stage_began = "load" if left else "", left.get("handed_over", now)
+        self._is_watched_for_longer: bool = left.get("is_watched_for_longer", False)
+
+    def open(self) -> None:
+        """Take the pid file, and listen. Raises what is wrong with a path that was asked for, in the first generation;
+        later ones serve all the same."""
+        try:
+            self._take_pidfile()
+            self._listen()
+        except HotRestartError as error:
+            if state.generation == 1 and not isinstance(self._options.control, bool):
+                self.close(None, for_good=True)
+                raise
+            log.error(str(error))
+        if self._left:
+            self.note_stage("ready")
+        self._left = {}
+
+    def close(self, error: BaseException | None, *, for_good: bool) -> None:
+        """The main loop is over, and no restart follows. Whoever waits for the end of the process will see it."""
+        if state.reason == "stop":
+            systemd.notify("STOPPING=1")
+        server, self._server = self._server, None
+        if server is not None:
+            why = _why(error) if state.reason is None else ("stop", "the program stops", "")
+            outcome = self._outcome(False, *why)
+            server.order(lambda each: each.conclude(outcome))
+            server.close()
+        if not for_good:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """The process ends now, or is a program of ours no longer. In any thread."""
+        if self._pidfile is not None:
+            self._pidfile.remove()
+
+    # -- what happens to a restart ----------------------------------------------------------------------------------
+
+    def note_stage(self, stage: str) -> None:
+        """A stage begins. In a signal handler too."""
+        now = monotonic()
+        if self._stage:
+            self._stages[self._stage] = self._stages.get(self._stage, 0.0) + now - self._stage_began
+        else:
+            self._began, self._stages = now, {}
+        self._stage, self._stage_began = stage, now
+        if self._server is not None and stage:
+            generation = self._coming
+            self._server.order(lambda server: server.tell_stage(stage, generation))
+
+    def tell_systemd(self) -> None:
+        """What the stage means for systemd. Not in a signal handler."""
+        if not systemd.is_notified():
+            return
+        if state.reason == "stop":
+            systemd.notify("STOPPING=1", "STATUS=stopping")
+            systemd.extend_timeout(self._options.grace)
+        elif self._stage == "preflight":
+            systemd.reloading(f"generation {self._coming} on trial")
+        elif self._stage == "drain":
+            systemd.reloading(f"generation {state.generation} finishes its work")
+            longest = self._options.grace + self._options.ready_timeout
+            systemd.extend_timeout(longest)
+            period = systemd.watchdog()
+            if period is not None and 2 * period < longest:  # nobody can be asked for a sign of life in the meantime
+                self._is_watched_for_longer = systemd.notify("WATCHDOG=1", f"WATCHDOG_USEC={round(longest * 1e6)}")
+
+    def refused(self, reason: str, detail: str, upto: int) -> None:
+        """The old generation goes on; told to those whose tickets are not above `upto`."""
+        self.note_stage("")
+        outcome = self._outcome(False, "preflight", reason, detail)
+
+        def tell(server: Any) -> None:
+            for connection in server.waiting():
+                if connection.ticket <= upto:
+                    connection.conclude(outcome)
+
+        if self._server is not None:
+            self._server.order(tell)
+        systemd.notify("READY=1", f"STATUS=generation {state.generation} goes on: {reason}")
+
+    def ready(self) -> None:
+        """This generation serves."""
+        self._ready_at = monotonic()
+        if state.generation > 1 and self._stage:
+            self.note_stage("")
+            outcome = self._outcome(True, "ready")
+            if self._server is not None:
+                self._server.order(lambda server: server.conclude(outcome))
+        if systemd.is_notified():
+            systemd.notify("READY=1", f"STATUS=generation {state.generation} serves", *self._watched_as_before())
+
+    def hand_over(self) -> tuple[dict[str, Any], set[int]]:
+        """What the next generation has to know to go on telling, and the descriptors of it."""
+        self.note_stage("load")
+        document: dict[str, Any] = {
+            "started": self._started,
+            "last": self._last,
+            "began": self._began,
+            "stages": self._stages,
+            "handed_over": self._stage_began,
+            "is_watched_for_longer": self._is_watched_for_longer,
+        }
+        fds: set[int] = set()
+        if self._pidfile is not None:
+            document["pidfile"] = self._pidfile.as_document()
+            fds.add(self._pidfile.fd)
+        if self._server is not None:
+            server, of_server = self._server.hand_over()
+            document.update(server)
+            fds |= of_server
+        return {**document, "fds": sorted(fds)}, fds
+
+    def resume(self) -> None:
+        """The exec has failed, and this generation goes on."""
+        if self._server is not None:
+            self._server.resume()
+
+    def needs(self) -> list[str]:
+        """The modules that may be wanted at a later time, when the files on disk are another version's."""
+        if self._server is None:
+            return []
+        return ["reporting", "control.server", "outcome"]
+
+    # -- what can be asked for over the control socket: in the server's thread ---------------------------------------
+
+    def restart(self, connection: Connection) -> None:
+        """See `Program` of the server."""
+        if state.reason == "stop":
+            connection.conclude(self._outcome(False, "stop", "the program stops"))
+        else:
+            connection.ticket = self._program.request_restart()
+
+    def stop(self) -> None:
+        """See there."""
+        self._program.request_stop()
+
+    def scale(self, *, by: int | None = None, to: int | None = None) -> int:
+        """See there."""
+        raise HotRestartError("a program that restarts in place has one process; more take @restartable(workers=N)")
+
+    def status(self) -> dict[str, Any]:
+        """See there; README says what is in it."""
+        from . import reporting
+
+        return reporting.in_place(self._started, self._ready_at, self._stage, self._last)
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _coming(self) -> int:
+        """The generation that a restart is about: once it runs, it is this one."""
+        return state.generation + (self._stage in ("preflight", "drain", "load"))
+
+    def _outcome(self, ok: bool, stage: str, reason: str = "", detail: str = "") -> Outcome:
+        from .outcome import Outcome
+
+        generation = state.generation if ok or stage in ("ready", "stop") else state.generation + 1
+        seconds = monotonic() - self._began if self._stages else 0.0
+        more: dict[str, Any] = {"reason": reason, "detail": detail, "seconds": seconds, "stages": self._stages}
+        outcome = Outcome(ok, generation=generation, stage=stage, **more)
+        self._last = outcome.as_document()
+        return outcome
+
+    def _watched_as_before(self) -> list[str]:
+        period = systemd.watchdog() if self._is_watched_for_longer else None
+        self._is_watched_for_longer = False
+        return [] if period is None else [f"WATCHDOG_USEC={round(2e6 * period)}", "WATCHDOG=1"]
+
+    def _take_pidfile(self) -> None:
+        if self._options.pidfile is None and "pidfile" not in self._left:
+            return
+        from .pidfile import PidFile
+
+        document = self._left.get("pidfile")
+        self._pidfile = PidFile.of(document) if document else None
+        if self._pidfile is not None and self._pidfile.path != self._options.pidfile:
+            self._pidfile.remove()
+            self._pidfile = None
+        if self._pidfile is None and self._options.pidfile is not None:
+            self._pidfile = PidFile.take(self._options.pidfile)
+        atexit.register(self._remove_pidfile_at_exit)
+
+    def _remove_pidfile_at_exit(self) -> None:
+        if state.reason != "restart":
+            self.abandon()
+
+    def _listen(self) -> None:
+        wanted, left = self._options.control, self._left.get("listening")
+        if wanted is False and left is None:
+            return
+        from .control.listening import Listening
+        from .control.signalled import SignalDriven
+
+        listening = Listening.of(left) if left else None
+        if listening is not None and not listening.is_as(wanted):
+            listening.close()
+            listening = None
+        is_new = listening is None
+        if wanted is False:
+            for each in self._left["connections"]:
+                os.close(each["fd"])
+            return
+        listening = listening or Listening.open(None if wanted is True else wanted)
+        self._server = SignalDriven(listening, self, self._left.get("connections", []))
+        self._server.begin(is_new=is_new)
+
+
+def _why(error: BaseException | None) -> tuple[str, str, str]:
+    """The stage at which a generation has ended that nobody had asked to, and why."""
+    if error is None or isinstance(error, SystemExit):
+        return "ready", "main() has ended", ""
+    from traceback import format_exception
+
+    lines = format_exception(type(error), error, error.__traceback__)
+    return "ready", lines[-1].strip(), "".join(lines)[-4096:]
+

@@ -1,0 +1,161 @@
+"""The client side: ask a program for something, and wait for the answer.
+
+All of it raises NotThereError if there is no such program, or if it dies before it has answered; TimedOutError if the
+time is over, and then what was asked for may happen yet; ControlError if the program refuses. A target is a pid, the
+path of a pid file, or the path of a control socket. Any thread. Ctrl-C ends the waiting and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from time import monotonic
+
+from .. import cjson
+from ..errors import ControlError, NotThereError, TimedOutError
+from ..outcome import Outcome
+from . import protocol
+from .target import connect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from typing_extensions import Self
+
+    from .target import Target
+
+__all__ = ["restart", "scale", "status", "stop"]
+
+_LONGEST_ANSWER = 16 * 1024 * 1024  # bytes of a line
+
+
+def restart(
+    target: Target, *, timeout: float | None = 300.0, on_stage: Callable[[str, int], object] | None = None
+) -> Outcome:
+    """Restart the program and wait `timeout` seconds (None: for ever) for the outcome, which is the truth:
+
+    with `outcome.ok`, the new generation has said that it is ready. `on_stage(stage, generation)` is called as the
+    restart comes to each stage.
+    """
+    with _Call(target, timeout) as call:
+        for answer in call.ask(request="restart"):
+            if "outcome" in answer:
+                return Outcome.from_document(answer["outcome"])
+            if "stage" in answer and on_stage is not None:
+                on_stage(answer["stage"], answer["generation"])
+    raise NotThereError(f"process {call.pid} has died before its new generation was ready")
+
+
+def stop(target: Target, *, timeout: float | None = 300.0) -> None:
+    """Stop the program gracefully, as TERM does, and wait until its process has ended."""
+    with _Call(target, timeout) as call:
+        for _ in call.ask(request="stop"):
+            pass
+        call.wait_for_the_end()
+
+
+def status(target: Target, *, timeout: float | None = 10.0) -> dict[str, Any]:
+    """How the program is: plain data, documented in README."""
+    with _Call(target, timeout) as call:
+        for answer in call.ask(request="status"):
+            if "status" in answer:
+                found: dict[str, Any] = answer["status"]
+                return found
+    raise NotThereError(f"process {call.pid} has died")
+
+
+def scale(target: Target, *, by: int | None = None, to: int | None = None, timeout: float | None = 10.0) -> int:
+    """So many workers more (`by`, fewer if negative), or so many (`to`); how many are wanted now."""
+    number = {name: value for name, value in (("by", by), ("to", to)) if value is not None}
+    with _Call(target, timeout) as call:
+        for answer in call.ask(request="scale", **number):
+            if "workers" in answer:
+                return int(answer["workers"])
+    raise NotThereError(f"process {call.pid} has died")
+
+
+class _Call:
+    """One connection and one request."""
+
+    def __init__(self, target: Target, timeout: float | None) -> None:
+        self._deadline = float("inf") if timeout is None else monotonic() + timeout
+        self._timeout = timeout
+        self._socket, self.pid = connect(target, self._deadline)
+        self._process = -1
+        self._received = b""
+        try:
+            if self.pid:
+                self._process = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):
+            pass  # the end of the connection has to do
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+        if self._process != -1:
+            os.close(self._process)
+
+    def ask(self, **request: Any) -> Iterator[dict[str, Any]]:
+        """The lines of the answer, to the end of the connection or of the process."""
+        try:
+            self._socket.sendall(protocol.line(**request))
+        except OSError:
+            return
+        while (text := self._line()) is not None:
+            try:
+                answer: Any = cjson.loads(text.decode())
+            except ValueError:
+                raise ControlError(f"process {self.pid} answers {text[:80]!r}, which is not JSON") from None
+            if not isinstance(answer, dict):
+                raise ControlError(f"process {self.pid} answers {text[:80]!r}")
+            fields: dict[str, Any] = answer  # pyright: ignore[reportUnknownVariableType]
+            if "error" in fields:
+                raise ControlError(str(fields["error"]))
+            yield fields
+
+    def wait_for_the_end(self) -> None:
+        """Until the process is gone, not only its end of the connection."""
+        if self._process != -1 and not self._wait(self._process):
+            self._give_up()
+
+    def _line(self) -> bytes | None:
+        while b"\n" not in self._received:
+            # What it has said last is read before its end counts; a child of its may hold the connection open.
+            ready = self._wait(self._socket.fileno(), self._process)
+            if not ready:
+                self._give_up()
+            data = self._read() if self._socket.fileno() in ready else b""
+            if data is None:
+                continue
+            if not data:
+                return None
+            self._received += data
+            if len(self._received) > _LONGEST_ANSWER:
+                raise ControlError(f"process {self.pid} answers without end")
+        text, _, self._received = self._received.partition(b"\n")
+        return text
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._socket.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+
+    def _wait(self, *fds: int) -> list[int]:
+        poll = select.poll()
+        for fd in fds:
+            if fd != -1:
+                poll.register(fd, select.POLLIN)
+        left = self._deadline - monotonic()
+        if left == float("inf"):
+            return [fd for fd, _ in poll.poll()]
+        return [fd for fd, _ in poll.poll(max(0, int(left * 1000) + 1))] if left > 0 else []
+
+    def _give_up(self) -> None:
+        raise TimedOutError(f"no answer from process {self.pid} within {self._timeout:g} s")

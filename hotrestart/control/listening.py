@@ -1,0 +1,150 @@
+"""Making the control socket, and taking its name away again.
+
+A name whose socket nobody serves any more is taken over: a killed program leaves one behind, and a container has the same
+pids again and again. A name that is served stays whose it is.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import AddressError
+from ..options import LONGEST_SOCKET_PATH
+from . import whereabouts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["Listening"]
+
+_BACKLOG = 128
+
+
+class Listening:
+    """A listening control socket and the names that lead to it: its own `path`, and a symbolic `link` or ""."""
+
+    __slots__ = ("fd", "inode", "link", "path")
+
+    def __init__(self, fd: int, path: str, link: str, inode: int) -> None:
+        self.fd, self.path, self.link, self.inode = fd, path, link, inode
+
+    @classmethod
+    def open(cls, path: str | None) -> Listening:
+        """Listen at `path`, or at the place for this process. Raises AddressError."""
+        places = [f"{each}/{whereabouts.name_for(os.getpid())}" for each in _own_folders()]
+        if path is not None:
+            fd, inode = _bind(os.path.abspath(path))
+            return cls(fd, os.path.abspath(path), _link(os.path.abspath(path), places), inode)
+        problem = "there is no folder for it"
+        for place in places:
+            try:
+                fd, inode = _bind(place)
+                return cls(fd, place, "", inode)
+            except AddressError as error:
+                problem = str(error)
+        raise AddressError(f"no control socket: {problem}")
+
+    @property
+    def is_at_our_place(self) -> bool:
+        """Whether it is found by the pid alone."""
+        return os.path.basename(self.path) == whereabouts.name_for(os.getpid()) and not self.link
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> Listening:
+        """The one that `as_document` has put down, before an exec. Raises OSError if the descriptor is not it."""
+        if os.fstat(document["fd"]).st_ino != document["socket"]:
+            raise OSError(f"descriptor {document['fd']} is another file by now")
+        os.set_inheritable(document["fd"], False)
+        return cls(document["fd"], document["path"], document["link"], document["inode"])
+
+    def is_as(self, wanted: bool | str) -> bool:
+        """Whether it is what the option `control` asks for."""
+        return self.path == wanted if isinstance(wanted, str) else wanted and self.is_at_our_place
+
+    def as_document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        socket = os.fstat(self.fd).st_ino
+        return {"fd": self.fd, "path": self.path, "link": self.link, "inode": self.inode, "socket": socket}
+
+    def close(self) -> None:
+        """Take the names away, unless they are somebody else's by now, and close the socket."""
+        try:
+            if os.stat(self.path).st_ino == self.inode:
+                if self.link:
+                    os.unlink(self.link)
+                os.unlink(self.path)
+        except OSError:
+            pass  # gone already, or not ours to remove any more: nobody answers there, and that is what it says
+        os.close(self.fd)
+
+
+def _own_folders() -> list[str]:
+    return [each for each in whereabouts.folders(os.geteuid(), os.environ) if whereabouts.make_private(each)]
+
+
+def _bind(path: str) -> tuple[int, int]:
+    """A listening socket at `path`, and the inode of that name."""
+    import _socket  # the module socket costs 9 ms of the first start
+
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise AddressError(f"a control socket cannot be at {path!r}: {LONGEST_SOCKET_PATH} bytes are the most")
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        _clear_away(path)
+        os.fchmod(sock.fileno(), 0o600)  # on Linux the name gets it at once
+        sock.bind(path)
+        os.chmod(path, 0o600)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+        inode = os.stat(path).st_ino
+        from ..fds import above_stdio
+
+        return above_stdio(sock.detach()), inode
+    except OSError as error:
+        sock.close()
+        if isinstance(error, AddressError):
+            raise
+        raise AddressError(f"a control socket cannot be at {path!r}: {error.strerror}") from None
+
+
+def _clear_away(path: str) -> None:
+    """Remove a name that nobody serves."""
+    import stat
+
+    import _socket
+
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(status.st_mode):
+        os.unlink(path)  # in the place of a dead process with our pid
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise AddressError(f"{path!r} is there, and is no socket")
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.setblocking(False)
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return
+    except BlockingIOError:
+        pass  # it is served, and has many visitors
+    finally:
+        probe.close()
+    raise AddressError(f"another program is controlled at {path!r}")
+
+
+def _link(path: str, places: list[str]) -> str:
+    """A name by which the pid leads to `path`, if there can be one."""
+    for place in places:
+        try:
+            if os.path.lexists(place):
+                _clear_away(place)
+            os.symlink(path, place)
+            return place
+        except OSError:
+            continue  # then it is found by its path only
+    return ""
