@@ -1,0 +1,92 @@
+"""A worker that is a command without code of ours, and what it prints to standard error.
+
+Standard error passes through us for as long as the worker lives: its end is the reason when a new version fails, and no
+command can be made to print elsewhere once it serves. So nothing may be lost on the way: no more is read than there is
+room for in our own standard error, and a worker that prints faster than that is read waits, as it would without us. If
+the supervisor is killed, what its workers print then reaches nobody: EPIPE, or SIGPIPE.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import last_words, log
+from ..processes import STATUS_UNKNOWN
+from .generation import STARTING
+from .members import Member, Relay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .generation import Process
+    from .readiness import NotifySocket
+
+__all__ = ["Hired", "Outlet", "has_room"]
+
+_READS = 16  # in a row
+_AT_ONCE = 4096  # PIPE_BUF: for that much there is room in a pipe that can be written to
+
+
+class Outlet(Relay):
+    """What a worker prints to standard error. `is_stuck`: more has come, and there is no room for it."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self.is_stuck = False
+
+    def pump(self) -> None:
+        """Pass on what there is room for."""
+        for _ in range(_READS):
+            self.is_stuck = not has_room()
+            if self.is_stuck or not self._pump_some():
+                return
+
+    def pump_the_rest(self) -> None:
+        """Pass on what an ended worker has left. What there is no room for is lost, but for its end, which is kept."""
+        super().pump()
+
+    def _pump_some(self) -> bool:
+        try:
+            data = os.read(self.fd, _AT_ONCE)
+        except BlockingIOError:
+            return False
+        self.has_ended = not data
+        self.tail = (self.tail + data)[-last_words.TAIL :]
+        log.pass_on(data)
+        return not self.has_ended
+
+
+def has_room() -> bool:
+    """Whether standard error takes something now; also if it is broken, and takes nothing any more."""
+    import select
+
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+class Hired(Member):
+    """The worker. `notify`: where it says that it is ready; `status`: what else it has said there."""
+
+    __slots__ = ("name", "notify", "settles_at", "status")
+
+    def __init__(self, process: Process, name: str) -> None:
+        super().__init__(process)
+        self.name = name
+        self.notify: NotifySocket | None = None
+        self.settles_at = float("inf")
+        """When it will have lived long enough to count as ready."""
+        self.status = ""
+
+    @property
+    def is_stuck(self) -> bool:
+        """It has printed more than there is room for."""
+        return isinstance(self.relay, Outlet) and self.relay.is_stuck
+
+    def why_it_ended(self, status: int) -> tuple[str, str]:
+        """The reason in one line, and the end of what it said."""
+        if not isinstance(self.relay, Outlet) or self.process.state != STARTING:
+            return super().why_it_ended(status)
+        self.relay.pump_the_rest()
+        lines = last_words.lines_of(self.relay.tail)
+        when = "before it was ready" if status in (STATUS_UNKNOWN, 0) or status < 0 else f"with status {status}"
+        return last_words.why_it_ended(self.name, when, status, lines), last_words.quoted(lines)
