@@ -19,7 +19,7 @@ from ..command import Command
 from ..options import Options
 from .bare import _BareSupervisor
 from .foreign import Circumstances, environment, start
-from .generation import NEVER
+from .generation import NEVER, STARTING
 from .hired import Hired, Outlet, has_room
 from .readiness import NotifySocket, can_notify
 
@@ -72,6 +72,15 @@ class Runner(_BareSupervisor):
 
     def _hired(self) -> list[Hired]:
         return [each for each in self.roster.members.values() if isinstance(each, Hired)]
+
+    def send_signal(self, number: int) -> None:
+        """Pass a signal on to every worker that serves; one that has only just been started would die of it."""
+        self._ask(lambda: self._pass_on(number))
+
+    def _pass_on(self, number: int) -> None:
+        for member in self._hired():
+            if member.process.state != STARTING:
+                member.send_signals(number)
 
     # -- what workers say and do -----------------------------------------------------------------------------------
 

@@ -130,9 +130,10 @@ def _parted(text: str) -> tuple[str, str | None]:
     """Address and name of what --listen says; AddressError if it cannot be understood."""
     named = _NAMED.fullmatch(text)
     name, address = named.groups() if named else (None, text)
-    if address.startswith("unix:") and not address.startswith("unix:@"):
-        address = "unix:" + os.path.abspath(address[len("unix:") :])
-    return str(Address.parse(address)), name
+    parsed = Address.parse(address)
+    if parsed.kind == "unix" and not parsed.host.startswith("@"):
+        parsed.host = os.path.abspath(parsed.host)
+    return str(parsed), name
 
 
 def _settle(given: argparse.Namespace) -> float | None:

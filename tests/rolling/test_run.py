@@ -1,0 +1,587 @@
+"""`python -m hotrestart run`: the supervisor around commands that know nothing of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness import CHECKOUT, PATIENCE, clean_environment
+from tests.rolling.programs import Rolling, Traffic, children_of, is_running
+
+FRONT = """
+import argparse, sys
+from hotrestart.rolling.running import add_to
+parser = argparse.ArgumentParser()
+add_to(parser.add_subparsers(required=True))
+options = parser.parse_args()
+sys.exit(options.run(options))
+"""
+RUN = [sys.executable, "-c", FRONT, "run"]
+SERVER = str(CHECKOUT / "tests" / "apps" / "takes_fds.py")
+STAYS = ["sh", "-c", "exec sleep 1000"]
+
+# What a worker says of itself: one line on the report, as Python it was started as.
+TELLS = """
+import json, os, resource, signal, socket, sys, time
+def told(**what):
+    fd = os.open(os.environ["REPORT"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, (json.dumps({"pid": os.getpid(), **what}) + "\\n").encode())
+    os.close(fd)
+def notify(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(text, "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+"""
+WAITS = "\nwhile True: signal.pause()\n"
+
+
+class Run(Rolling):
+    """A command under `hotrestart run`."""
+
+    address: tuple[str, int] = ("", 0)
+
+    def begin(self, *options: str, command: list[str], serves: bool = True, **more: object) -> Run:
+        self.start_command([*RUN, *options, "--", *command], **more)
+        if serves:
+            self.wait_log("generation 1 serves")
+            listens = re.search(r"listens on 127\.0\.0\.1:(\d+)", self.log())
+            if listens is not None:
+                self.address = ("127.0.0.1", int(listens[1]))
+        return self
+
+    def server(self, *options: str, version: str = "1", **more: object) -> Run:
+        """The plain server, in two workers."""
+        self.version(version)
+        options = ("--workers", "2", "--settle", "0.2", "--listen", "127.0.0.1:0", *options)
+        return self.begin(*options, command=[sys.executable, SERVER, str(self.folder / "version")], **more)
+
+    def version(self, version: str) -> None:
+        new = self.folder / ".version"
+        new.write_text(version)
+        new.replace(self.folder / "version")
+
+    def tells(self, source: str, *options: str, **more: object) -> Run:
+        """Python code of the test's own, with `told` and `notify`."""
+        return self.begin(*options, command=[sys.executable, "-c", TELLS + source], **more)
+
+    def connect(self, job: str) -> socket.socket:
+        connection = socket.create_connection(self.address, PATIENCE)
+        connection.sendall(job.encode() + b"\n")
+        return connection
+
+    def workers(self) -> list[int]:
+        return [pid for pid in self.children() if is_running(pid)]
+
+    def wait_count(self, count: int) -> set[int]:
+        self.wait_until(lambda: len(self.workers()) == count, f"{count} workers")
+        return set(self.workers())
+
+
+@pytest.fixture
+def run(tmp_path):
+    with Run(tmp_path) as it:
+        yield it
+
+
+def grown(program: Run, serving: int) -> None:
+    program.hup()
+    program.wait_log(f"generation {serving} serves")
+
+
+# -- restarts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_knows_nothing_of_us_loses_nothing_over_many_restarts(run):
+    run.server("--settle", "0.05")
+    pid, fds = run.pid, None
+    with Traffic(run) as traffic:
+        for generation in range(2, 23):
+            run.version(str(generation))
+            grown(run, generation)
+            answers = len(traffic.answers)
+            run.wait_until(lambda answers=answers: len(traffic.answers) > answers + 2, "answers")
+            run.wait_count(2)
+            fds = fds or len(run.fds())
+        run.wait_until(lambda: "22" in traffic.versions(), "the last version")
+    assert run.pid == pid
+    run.wait_until(lambda: len(run.fds()) == fds, f"{fds} descriptors: {run.fds()}")
+    run.assert_no_zombie()
+
+
+def test_new_workers_are_ready_before_old_ones_are_told_to_end(run):
+    source = """
+told(started=True)
+signal.signal(signal.SIGTERM, lambda *_: (told(term=True), sys.exit()))
+while not os.path.exists("go"): time.sleep(0.005)
+notify(b"READY=1")
+"""
+    (run.folder / "go").touch()
+    run.tells(source + WAITS, "--workers", "2", "--notify")
+    old = run.wait_count(2)
+    (run.folder / "go").unlink()
+    run.hup()
+    run.wait_report(started=True, count=4)
+    assert old < set(run.workers())
+    assert not run.reports(term=True)
+    (run.folder / "go").touch()
+    run.wait_log("generation 2 serves")
+    run.wait_report(term=True, count=2)
+    assert {each["pid"] for each in run.reports(term=True)} == old
+    assert not run.wait_count(2) & old
+
+
+def test_with_batch_new_workers_take_the_place_of_old_ones(run):
+    run.server("--batch", "1")
+    with Traffic(run):
+        run.version("2")
+        grown(run, 2)
+        run.wait_until(lambda: {run.ask()[1] for _ in range(5)} == {"2"}, "only version 2")
+
+
+def test_many_hups_lead_to_one_more(run):
+    run.server()
+    with Traffic(run) as traffic:
+        for _ in range(200):
+            run.hup()
+        run.version("2")
+        run.hup()
+        run.wait_until(lambda: "2" in traffic.versions(), "version 2")
+        run.wait_count(2)
+        run.wait_until(lambda: {run.ask()[1] for _ in range(5)} == {"2"}, "only version 2")
+
+
+# -- new versions that fail ------------------------------------------------------------------------------------------
+
+
+def release(folder: Path, name: str, source: str) -> None:
+    """A release of its own, and the symlink switched to it."""
+    (folder / name).mkdir()
+    script = folder / name / "worker"
+    script.write_text(f"#!{sys.executable}\n{TELLS}{source}")
+    script.chmod(0o755)
+    link = folder / ".current"
+    link.symlink_to(name)
+    link.replace(folder / "current")
+
+
+def test_a_broken_release_is_rolled_back_with_the_reason(run):
+    release(run.folder, "good", 'told(started="good")' + WAITS)
+    run.begin("--settle", "0.3", "--workers", "2", command=["current/worker"])
+    old = run.wait_count(2)
+    release(run.folder, "broken", "import missing_module")
+    run.hup()
+    log = run.wait_log("generation 2 failed at stage ready")
+    assert "failed at stage ready: ModuleNotFoundError: No module named 'missing_module'" in log
+    assert "    Traceback (most recent call last):" in log
+    assert run.wait_count(2) == old
+    release(run.folder, "mended", 'told(started="mended")' + WAITS)
+    grown(run, 3)
+    assert len(run.reports(started="mended")) == 2
+
+
+def test_a_command_that_has_gone_is_named_and_the_old_goes_on(run):
+    release(run.folder, "good", WAITS)
+    run.begin("--settle", "0.1", command=["current/worker"])
+    old = run.wait_count(1)
+    (run.folder / "current").unlink()
+    run.hup()
+    run.wait_log("generation 2 failed at stage load: current/worker cannot be started: No such file or directory")
+    assert run.wait_count(1) == old
+    release(run.folder, "secret", WAITS)
+    (run.folder / "secret" / "worker").chmod(0o644)
+    run.hup()
+    run.wait_log("current/worker cannot be started: Permission denied")
+    assert run.wait_count(1) == old
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (["no-such-command"], "at stage load: no-such-command cannot be started: No such file or directory"),
+        (["/"], "at stage load: / cannot be started: Permission denied"),
+        (["sh", "-c", "exit 3"], "at stage ready: sh ended with status 3"),
+        (["sh", "-c", "echo alas >&2; exit 3"], "at stage ready: sh ended with status 3: alas"),
+        (["true"], "at stage ready: true ended before it was ready"),
+        (["sh", "-c", "kill -KILL $$"], "at stage ready: sh was killed by signal 9 before it was ready"),
+    ],
+    ids=["missing", "folder", "status", "last-words", "success", "killed"],
+)
+def test_a_first_generation_that_fails_ends_the_program_with_the_reason(run, command, reason):
+    run.begin(command=command, serves=False)
+    assert run.wait_exit() == 1
+    assert f"generation 1 failed {reason}" in run.log()
+
+
+def test_a_worker_that_does_not_get_ready_in_time_is_killed(run):
+    run.tells(
+        'notify(b"READY=0")\nnotify(b"STATUS=READY=1")' + WAITS, "--notify", "--ready-timeout", "0.5", serves=False
+    )
+    assert run.wait_exit() == 1
+    assert "failed at stage ready: the new code did not get ready within 0.5 s" in run.log()
+
+
+def test_a_new_worker_that_dies_while_it_soaks_is_rolled_back(run):
+    source = f"""
+if os.path.exists("new"):
+    notify(b"READY=1")
+    while not os.path.exists("die"): time.sleep(0.005)
+    sys.exit(7)
+notify(b"READY=1"){WAITS}"""
+    run.tells(source, "--notify", "--soak", "0.2")
+    old = run.wait_count(1)
+    (run.folder / "new").touch()
+    run.hup()
+    run.wait_count(2)
+    (run.folder / "die").touch()
+    run.wait_log("generation 2 failed at stage soak: a worker ended with status 7")
+    assert run.wait_count(1) == old
+
+
+def test_a_worker_that_dies_is_replaced(run):
+    run.server()
+    old = run.wait_count(2)
+    victim = min(old)
+    run.kill(victim)
+    run.wait_log(f"worker {victim} of generation 1: a worker was killed by signal 9")
+    run.wait_until(lambda: len(set(run.workers()) - {victim}) == 2, "a new worker")
+
+
+# -- stopping --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=lambda number: number.name)
+def test_a_stop_ends_all_with_status_0(run, number):
+    run.begin("--workers", "2", "--settle", "0", command=STAYS)
+    os.kill(run.pid, number)
+    assert run.wait_exit() == 0
+    run.wait_gone()
+
+
+def test_who_ignores_term_is_killed_after_grace(run):
+    run.begin("--settle", "0.1", "--grace", "0.3", command=["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
+    run.term()
+    assert run.wait_exit() == 0
+    assert "it does not end; killing it" in run.log()
+
+
+def test_another_signal_may_ask_for_the_end(run):
+    source = "for number in (signal.SIGTERM, signal.SIGQUIT): signal.signal(number, lambda n, _: sys.exit(told(got=n)))"
+    run.tells(source + WAITS, "--stop-signal", "quit", "--settle", "0.3")
+    run.wait_until(lambda: caught(run.workers()[0]) & 1 << signal.SIGQUIT - 1, "its handlers")
+    assert run.stop() == 0
+    assert run.reports(got=int(signal.SIGQUIT))
+
+
+def caught(pid: int) -> int:
+    return int(re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
+
+
+@pytest.mark.parametrize("stage", ["ready", "soak", "drain"])
+def test_term_at_each_stage(run, stage):
+    source = f"""
+signal.signal(signal.SIGTERM, lambda *_: (told(term=True), time.sleep(0.3), sys.exit()))
+told(started=True)
+if not os.path.exists("stuck"):
+    notify(b"READY=1"){WAITS}"""
+    run.tells(source, "--workers", "2", "--notify", "--soak", "0" if stage == "drain" else "0.3")
+    if stage == "ready":
+        (run.folder / "stuck").touch()
+    run.hup()
+    if stage == "drain":
+        run.wait_log("generation 2 serves")
+    else:
+        run.wait_report(started=True, count=3)
+    assert run.stop() == 0
+    run.wait_gone()
+
+
+def test_if_the_supervisor_is_killed_its_workers_end_and_what_they_have_started(run):
+    run.begin("--workers", "2", "--settle", "0.2", command=["sh", "-c", "sleep 1000 & wait"])
+    run.wait_until(lambda: len(run.members()) == 5, "two shells and their children")
+    run.kill_supervisor()
+    run.wait_gone()
+
+
+def test_the_stop_signal_is_what_a_killed_supervisor_leaves_behind(run):
+    source = 'signal.signal(signal.SIGQUIT, lambda n, _: sys.exit(told(got=n)))\nnotify(b"READY=1")'
+    run.tells(source + WAITS, "--stop-signal", "SIGQUIT", "--notify")
+    run.kill_supervisor()
+    run.wait_report_anyhow(got=int(signal.SIGQUIT))
+    run.wait_gone()
+
+
+def test_what_an_ended_worker_has_started_is_not_left_behind(run):
+    run.begin("--settle", "0.2", command=["sh", "-c", "sleep 1000 & echo $! > helper; exec sleep 1000"])
+    helper = int((run.folder / "helper").read_text())
+    [worker] = run.workers()
+    run.kill(worker)
+    run.wait_until(lambda: not is_running(helper), "the end of its helper")
+
+
+# -- readiness -------------------------------------------------------------------------------------------------------
+
+
+def test_ready_counts_from_a_process_that_the_worker_has_started(run):
+    """As systemd-notify does, which ends at once."""
+    source = "\nif os.fork() == 0:\n    notify(b'STATUS=hello\\nREADY=1')\n    os._exit(0)\n"
+    run.tells(source + WAITS, "--notify", "--ready-timeout", "30")
+    grown(run, 2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+@pytest.mark.parametrize("mine", [True, False], ids=["the-worker's", "a-stranger's"])
+def test_ready_does_not_count_from_another_user_who_is_not_the_worker(run, mine):
+    group = "os.getpgrp()" if mine else "os.setpgid(0, 0)"
+    source = f"\nif os.fork() == 0:\n    {group}\n    os.setuid(65534)\n    notify(b'READY=1')\n    time.sleep(3)\n    os._exit(0)\n"
+    run.tells(source + WAITS, "--notify", "--ready-timeout", "1.5", serves=False)
+    if mine:
+        run.wait_log("generation 1 serves")
+    else:
+        assert run.wait_exit() == 1
+        assert "did not get ready" in run.log()
+
+
+def test_a_command_that_says_nothing_is_ready_once_it_has_settled(run):
+    started = time.monotonic()
+    run.begin("--settle", "1.5", command=STAYS)
+    assert time.monotonic() - started >= 1.5
+
+
+# -- what a worker is started in -------------------------------------------------------------------------------------
+
+INVENTORY = """
+status = open("/proc/self/status").read()
+told(
+    fds={fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")},
+    env=dict(os.environ), cwd=os.getcwd(), group=os.getpgrp(), nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
+    blocked=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    ignored=[line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")][0],
+    blocking=[os.get_blocking(int(fd)) for fd in range(3, 3 + int(os.environ.get("LISTEN_FDS", 0)))],
+)
+notify(b"READY=1")
+"""
+
+
+def test_a_worker_has_its_listeners_and_the_leash_and_nothing_else_of_ours(run):
+    given, kept = os.pipe()
+    where = ["--listen", "127.0.0.1:0", "--listen", "web=udp:127.0.0.1:0", "--listen", "unix:app.sock"]
+    source = "resource.setrlimit\n" + INVENTORY + WAITS
+    env = {"WATCHDOG_USEC": "1", "NOTIFY_SOCKET": "/nowhere", "LISTEN_FDNAMES": "x", "MINE": "kept"}
+    run.tells(source, "--notify", *where, env=env, pass_fds=[given])
+    for fd in (given, kept):
+        os.close(fd)
+    told = run.wait_report(group=run.workers()[0])
+    assert sorted(map(int, told["fds"])) == [0, 1, 2, 3, 4, 5, 6]
+    assert [told["fds"][number].split(":")[0] for number in "3456"] == ["socket", "socket", "socket", "pipe"]
+    assert told["blocking"] == [True, True, True]
+    pid = str(told["pid"])
+    assert (told["env"]["LISTEN_PID"], told["env"]["LISTEN_FDS"]) == (pid, "3")
+    assert told["env"]["LISTEN_FDNAMES"] == "unknown:web:unknown"
+    assert told["env"]["MINE"] == "kept"
+    assert not {"WATCHDOG_USEC", "HOTRESTART"} & set(told["env"])
+    assert told["nofile"] == list(__import__("resource").getrlimit(__import__("resource").RLIMIT_NOFILE))
+    assert told["blocked"] == []
+    assert (run.folder / "app.sock").is_socket()
+
+
+def test_without_listeners_nothing_is_said_of_any(run):
+    run.tells(INVENTORY + WAITS, "--notify")
+    told = run.wait_report(cwd=str(run.folder))
+    assert not {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} & set(told["env"])
+    assert sorted(map(int, told["fds"])) == [0, 1, 2, 3]  # 3: the leash
+
+
+def test_signals_are_as_they_were_given(run):
+    """What was ignored and blocked when the supervisor was started; and SIGPIPE, which CPython ignores, is not."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+
+    run.begin("--settle", "9", command=["grep", "Sig", "/proc/self/status"], serves=False, preexec_fn=ignore)
+    assert run.wait_exit() == 1
+    found = dict(re.findall(r"(Sig\w+):\s*(\w+)", run.log()))
+    assert int(found["SigBlk"], 16) == 1 << signal.SIGUSR2 - 1
+    assert int(found["SigIgn"], 16) == 1 << signal.SIGHUP - 1
+
+
+def test_the_directory_is_found_by_its_name_each_time(run):
+    for name in ("one", "two"):
+        (run.folder / name).mkdir()
+        (run.folder / name / "worker").write_text(f"#!/bin/sh\necho {name} > ../which\nexec sleep 1000\n")
+        (run.folder / name / "worker").chmod(0o755)
+    current = run.folder / "current"
+    current.symlink_to("one")
+    run.begin("--settle", "0.2", command=["./worker"], cwd=current)
+    assert (run.folder / "which").read_text() == "one\n"
+    current.unlink()
+    current.symlink_to("two")
+    grown(run, 2)
+    assert (run.folder / "which").read_text() == "two\n"
+
+
+def test_sockets_from_systemd_are_passed_on(run):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        os.dup2(listener.fileno(), 3) if listener.fileno() != 3 else None
+        source = "told(name=socket.socket(fileno=3).getsockname(), names=os.environ['LISTEN_FDNAMES'])\n"
+        start = ["sh", "-c", 'export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web; exec "$@"', "sh", *RUN, "--notify"]
+        command = [sys.executable, "-c", TELLS + source + 'notify(b"READY=1")' + WAITS]
+        run.start_command([*start, "--", *command], pass_fds=[3])
+        told = run.wait_report(names="web")
+        assert tuple(told["name"]) == listener.getsockname()
+
+
+def test_terminal_signals_are_the_supervisors_business(run):
+    run.begin("--settle", "0.2", command=STAYS, start_new_session=True)
+    [worker] = run.workers()
+    assert os.getpgid(worker) == worker
+    assert os.getpgid(run.pid) == run.pid
+
+
+# -- standard error --------------------------------------------------------------------------------------------------
+
+
+def test_nothing_that_a_worker_prints_to_standard_error_is_lost_if_it_is_read_slowly(run, tmp_path):
+    count = 30000
+    source = f"notify(b'READY=1')\nfor n in range({count}): os.write(2, b'line %d %s\\n' % (n, b'x' * 60))\n"
+    command = [*RUN, "--notify", "--", sys.executable, "-c", TELLS + source + WAITS]
+    env = clean_environment(REPORT=str(run.report_file))
+    with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        found = 0
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.startswith(b"line "):
+                    assert line.split()[1] == b"%d" % found
+                    found += 1
+                    if found % 1000 == 0:
+                        time.sleep(0.01)  # the pipe is full meanwhile
+                if found == count:
+                    break
+        finally:
+            process.terminate()
+            process.stderr.read()
+    assert found == count
+
+
+def test_a_standard_error_that_nobody_reads_does_not_hold_up_the_supervisor(run, tmp_path):
+    source = "\nwhile True: os.write(2, b'x' * 4096)\n"
+    read_end, write_end = os.pipe()
+    try:
+        run.tells(source, "--settle", "0.2", "--workers", "2", serves=False)
+        run.wait_log("x" * 4096)
+        run.stop()
+        command = [*RUN, "--settle", "0.2", "--", sys.executable, "-c", TELLS + source]
+        env = clean_environment(REPORT=str(run.report_file))
+        with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=write_end) as process:
+            while not children_of(process.pid):
+                time.sleep(0.005)
+            time.sleep(0.3)
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+# -- the supervisor --------------------------------------------------------------------------------------------------
+
+
+def test_the_supervisor_is_small(run):
+    run.begin("--settle", "0", command=STAYS)
+    rollup = Path(f"/proc/{run.pid}/smaps_rollup").read_text()
+    kilobytes = int(re.search(r"Pss_Anon:\s*(\d+)", rollup)[1])
+    assert kilobytes < 12000, rollup
+    assert "-I -S" in Path(f"/proc/{run.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def test_an_idle_supervisor_does_not_wake_up(run):
+    run.server()
+
+    def switches() -> int:
+        text = Path(f"/proc/{run.pid}/status").read_text()
+        return sum(int(number) for number in re.findall(r"ctxt_switches:\s*(\d+)", text))
+
+    run.wait_count(2)
+    last = -1
+    while last != (last := switches()):
+        time.sleep(0.2)
+    time.sleep(0.5)
+    assert switches() <= last + 1
+
+
+def test_one_worker_more_and_one_fewer_and_usr1_for_all(run):
+    source = """
+told(begun=True)
+while not os.path.exists("go"): time.sleep(0.005)
+signal.signal(signal.SIGUSR1, lambda *_: told(usr1=True))
+notify(b"READY=1")
+told(ready=True)"""
+    (run.folder / "go").touch()
+    run.tells(source + WAITS, "--notify")
+    (run.folder / "go").unlink()
+    os.kill(run.pid, signal.SIGTTIN)
+    run.wait_report(begun=True, count=2)
+    os.kill(run.pid, signal.SIGUSR1)
+    run.wait_report(usr1=True)
+    assert len(run.workers()) == 2  # the one that was about to begin has not been killed by it
+    (run.folder / "go").touch()
+    run.wait_until(lambda: len(run.reports(ready=True)) == 2, "both are ready")
+    os.kill(run.pid, signal.SIGTTOU)
+    run.wait_count(1)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def refused(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run([*RUN, *arguments], capture_output=True, text=True, env=clean_environment(), timeout=PATIENCE)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "which command?"),
+        (["--"], "which command?"),
+        (["--workers", "0", "--", "true"], "workers is a number, 1 or more"),
+        (["--workers", "two", "--", "true"], "--workers"),
+        (["--batch", "0", "--", "true"], "batch is a number, 1 or more"),
+        (["--grace", "-1", "--", "true"], "grace is a number of seconds"),
+        (["--grace", "nan", "--", "true"], "grace is a number of seconds"),
+        (["--settle", "nan", "--", "true"], "--settle is 0 or more seconds"),
+        (["--settle", "61", "--", "true"], "no more than --ready-timeout"),
+        (["--settle", "1", "--notify", "--", "true"], "not allowed with"),
+        (["--stop-signal", "NONE", "--", "true"], "--stop-signal is a name"),
+        (["--listen", "8000", "--", "true"], "the host is missing"),
+        (["--listen", "web=127.0.0.1:99999", "--", "true"], "the port is a number from 0 to 65535"),
+        (["--listen", "unix:", "--", "true"], "the path is missing"),
+    ],
+    ids=lambda value: "-".join(value).strip("-") or "nothing" if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_refused_with_status_2(arguments, why):
+    status, said = refused(*arguments)
+    assert status == 2
+    assert why in said
+
+
+def test_an_address_that_cannot_be_bound_is_told_with_status_1():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        status, said = refused("--listen", f"127.0.0.1:{taken.getsockname()[1]}", "--", "true")
+    assert status == 1
+    assert "Address already in use" in said
+    assert said.count("\n") == 1
+
+
+def test_the_command_may_have_options_like_ours(run):
+    run.begin(
+        "--settle", "0.1", command=["sh", "-c", 'echo "$@" > arguments; exec sleep 1000', "sh", "--", "--workers", "x"]
+    )
+    assert (run.folder / "arguments").read_text() == "-- --workers x\n"
