@@ -260,19 +260,13 @@ def test_a_lock_that_outlives_the_program_is_told(path: str, impatient: None) ->
         pass
 
 
-def test_who_only_looks_does_not_keep_a_program_from_starting(path: str) -> None:
+def test_who_only_looks_does_not_keep_a_program_from_starting(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(path, dead_pid())
     with open(path) as other:
         fcntl.flock(other, fcntl.LOCK_SH)
-        pid = os.fork()
-        if pid == 0:
-            os.close(other.fileno())
-            with contextlib.suppress(BaseException):
-                PidFile.take(path)
-                os._exit(0)
-            os._exit(1)
-        time.sleep(0.05)  # it is looking again by now, or has not looked yet: either must do
-    assert os.waitpid(pid, 0)[1] == 0
+        monkeypatch.setattr(time, "sleep", lambda seconds: other.close())
+        with taken(path):
+            assert other.closed
 
 
 # What is no pid file
@@ -313,6 +307,14 @@ def test_what_is_no_file_is_left_alone(path: str, kind: str, monkeypatch: pytest
     assert pidfile.read(path) is None
     is_refused(path, "something else is there, which is left alone")
     assert (target.read_text() if target.exists() else "") == before
+
+
+def test_what_comes_out_of_a_pipe_is_no_pid(path: str) -> None:
+    os.mkfifo(path)
+    fd = os.open(path, os.O_RDWR)
+    os.write(fd, b"%d\n" % os.getpid())
+    assert pidfile.read(path) is None
+    os.close(fd)
 
 
 def test_a_reader_may_come_over_a_link(path: str) -> None:
@@ -440,6 +442,14 @@ def test_others_may_read_it(open_to_all: str) -> None:
 # Removal
 
 
+def test_a_child_that_was_forked_behind_our_back_does_not_remove_it(path: str) -> None:
+    with taken(path) as file:
+        file._pid += 1
+        file.remove()
+        assert neighbours(path) == ["app.pid"]
+        file._pid -= 1
+
+
 def test_a_file_of_a_successor_stays(path: str) -> None:
     file = PidFile.take(path)
     os.unlink(path)
@@ -511,17 +521,17 @@ fd = file.fd
 reader, writer = os.pipe()
 if os.fork() == 0:
     file.remove()
-    try:
-        os.fstat(fd)
-    except OSError:
-        report(child=os.getpid(), fd=file.fd)
+    report(child=os.getpid(), fd=file.fd, is_open=os.path.exists(f"/dev/fd/{fd}"))
     os.read(reader, 1)
     os._exit(0)
 os.close(reader)
 time.sleep(600)
 """)
     program.start("app.py", path)
-    child = program.wait_report(fd=-1)["child"]
+    program.wait_report(count=1)
+    [report] = program.reports()
+    child = report["child"]
+    assert report == {"child": child, "fd": -1, "is_open": False}
     assert pidfile.read(path) == program.pid
     os.kill(program.pid, signal.SIGSTOP)  # the child ends with the pipe, so it has to outlive the test of its lock
     is_refused(path, f"names process {program.pid}")
@@ -675,7 +685,7 @@ def test_after_an_exec_it_is_the_same_file(path: str) -> None:
     assert neighbours(path) == []
 
 
-@pytest.mark.parametrize("what", ["removed", "overwritten", "replaced", "closed", "reused"])
+@pytest.mark.parametrize("what", ["removed", "overwritten", "replaced", "closed", "reused", "unlocked"])
 def test_after_an_exec_it_is_written_again(path: str, what: str, caplog: pytest.LogCaptureFixture) -> None:
     document = handed_over(PidFile.take(path))
     number = document["fd"]
@@ -687,6 +697,8 @@ def test_after_an_exec_it_is_written_again(path: str, what: str, caplog: pytest.
     elif what == "replaced":
         write(f"{path}.new", dead_pid())
         os.replace(f"{path}.new", path)
+    elif what == "unlocked":
+        fcntl.flock(number, fcntl.LOCK_UN)
     else:
         os.close(number)
     with open("/dev/null") as null:
