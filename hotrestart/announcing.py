@@ -7,7 +7,6 @@ ends with the process, and that is an answer too.
 
 from __future__ import annotations
 
-import atexit
 import os
 from time import monotonic
 
@@ -224,6 +223,8 @@ class Announcer:
             self._pidfile = None
         if self._pidfile is None and self._options.pidfile is not None:
             self._pidfile = PidFile.take(self._options.pidfile)
+        import atexit
+
         atexit.register(self._remove_pidfile_at_exit)
 
     def _remove_pidfile_at_exit(self) -> None:

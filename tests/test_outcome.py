@@ -23,6 +23,7 @@ OUTCOMES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "stage": STAGES,
         "reason": st.text(),
         "detail": st.text(),
+        "pid": st.integers(1, 2**22),
         "seconds": SECONDS,
         "stages": st.dictionaries(STAGES, SECONDS),
     }

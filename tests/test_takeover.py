@@ -61,6 +61,7 @@ def sound(**changes: Any) -> dict[str, Any]:
         "since": 4e9,
         "helpers": [],
         "member": [],
+        "announcing": {},
         "timeout": 60,
         "report": -1,
         **changes,
@@ -162,6 +163,9 @@ def test_a_document_with_a_part_missing_is_ignored_as_a_whole(key: str, caplog: 
 GARBLED: list[dict[str, Any]] = [
     {"member": None},
     {"member": {}},
+    {"announcing": []},
+    {"announcing": {"fds": ["3"]}},
+    {"announcing": {"fds": [-1]}},
     {"member": ["3"]},
     {"member": [-1]},
     {"member": [3.0]},

@@ -1,4 +1,7 @@
-"""The server side of the control socket, without a thread and without blocking: `fileno`, `timeout`, `step`.
+"""The server side of the control socket, without a thread and without blocking.
+
+Whoever drives it watches the descriptors that it registers, calls what it has registered with them when something
+happens there, and `look` when `deadline` has come.
 
 Whoever is connected may be slow, silent, gone or malicious; the program goes on. So a request is short and has to come
 soon, an answer has to be taken soon, and there are so many connections at the most. Only who waits for an outcome may
@@ -8,20 +11,27 @@ wait as long as it takes.
 from __future__ import annotations
 
 import os
-import selectors
-import socket
-import struct
+import sys
 from time import monotonic
+
+import _socket  # the module socket costs 9 ms, and a program that restarts in place loads this while it works
 
 from ..errors import HotRestartError
 from . import protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any, Protocol
 
     from ..outcome import Outcome
+
+    class Watch(Protocol):
+        """Of `selectors.BaseSelector`, what is used here; `data` is called when something happens."""
+
+        def register(self, fileobj: int, events: int, data: Callable[[], None]) -> object: ...
+        def modify(self, fileobj: int, events: int, data: Callable[[], None]) -> object: ...
+        def unregister(self, fileobj: int) -> object: ...
 
     class Program(Protocol):
         """What the server asks for, on behalf of whoever is connected. Each may raise HotRestartError."""
@@ -41,7 +51,10 @@ if TYPE_CHECKING:
             raise NotImplementedError
 
 
-__all__ = ["Connection", "Server"]
+__all__ = ["READ", "WRITE", "Connection", "Server"]
+
+READ, WRITE = 1, 2
+"""What to watch a descriptor for, as in `selectors`."""
 
 _MOST = 64  # connections; they are descriptors of the program
 _SOON = 10.0  # seconds for a request to come, and for an answer to be taken
@@ -55,13 +68,13 @@ class Connection:
     """Somebody who asks. `ticket`: whatever the program remembers the request by. `waits_for` the end of a "restart" or
     a "stop"; empty before the request, and once the last line has been said."""
 
-    def __init__(self, server: Server, sock: socket.socket) -> None:
+    def __init__(self, server: Server, sock: _socket.socket) -> None:
         self.ticket: Any = None
         self.waits_for = ""
         self.deadline = monotonic() + _SOON
         self.unread = self.unsent = b""
         self.socket, self._server = sock, server
-        self.is_answered = False
+        self.is_answered, self.watched_for = False, READ
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -105,11 +118,11 @@ class Connection:
         elif not data:
             self._server.drop(self)
 
-    def on_event(self, events: int) -> None:
+    def on_event(self) -> None:
         """It can be read from, or written to."""
-        if events & selectors.EVENT_WRITE:
+        if self.unsent:
             self._send()
-        if events & selectors.EVENT_READ and self.socket.fileno() != -1:
+        if self.socket.fileno() != -1:
             self.hear()
 
     def _send(self) -> None:
@@ -132,50 +145,31 @@ class Connection:
 class Server:
     """Serves the connections to a listening socket. Make it, drive it and let go of it in one thread."""
 
-    def __init__(self, listener: int, program: Program, connections: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self, listener: int, program: Program, watch: Watch, connections: Iterable[dict[str, Any]] = ()
+    ) -> None:
         """`listener`: a descriptor, which stays the caller's. `connections`: what another server has let go of."""
         self._program = program
-        self._listener = socket.socket(fileno=os.dup(listener))
+        self._listener = _socket.socket(fileno=os.dup(listener))
         self._listener.setblocking(False)
         self._connections: dict[int, Connection] = {}
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._watch = watch
+        watch.register(self._listener.fileno(), READ, self._accept)
         self._deaf_until = 0.0
         for each in connections:
             self._take_up(each)
 
-    def fileno(self) -> int:
-        """A descriptor that is readable when `step` is wanted."""
-        return self._selector.fileno()
-
-    def timeout(self, now: float | None = None) -> float:
-        """Seconds until `step` is wanted all the same; infinity for never."""
+    @property
+    def deadline(self) -> float:
+        """When `look` is wanted, by the clock of `monotonic`; infinity for never."""
         times = [each.deadline for each in self._connections.values()]
-        if self._deaf_until:
-            times.append(self._deaf_until)
-        return max(0.0, min(times, default=_NEVER) - (monotonic() if now is None else now))
+        return min([*times, self._deaf_until or _NEVER])
 
-    def wait(self, *, extra: int) -> bool:
-        """Wait until `step` is wanted, or `extra` is readable; whether it is."""
-        timeout = self.timeout()
-        self._selector.register(extra, selectors.EVENT_READ)
-        try:
-            found = self._selector.select(None if timeout == _NEVER else timeout)
-        finally:
-            self._selector.unregister(extra)
-        return any(key.fd == extra for key, _ in found)
-
-    def step(self) -> None:
-        """Do what there is to do. Never blocks."""
-        now = monotonic()
+    def look(self, now: float) -> None:
+        """Drop those whose time is up."""
         if self._deaf_until and now >= self._deaf_until:
             self._deaf_until = 0.0
-            self._selector.register(self._listener, selectors.EVENT_READ)
-        for key, events in self._selector.select(0):
-            if key.fileobj is self._listener:
-                self._accept()
-            elif key.fd in self._connections:  # else it was dropped in this very turn
-                self._connections[key.fd].on_event(events)
+            self._watch.register(self._listener.fileno(), READ, self._accept)
         for connection in list(self._connections.values()):
             if now >= connection.deadline:
                 self.drop(connection)
@@ -209,16 +203,18 @@ class Server:
 
     def let_go(self) -> list[dict[str, Any]]:
         """Stop serving. The connections that are there, whose descriptors stay open, for another server to take up."""
-        left = [
-            {
-                "fd": each.socket.detach(),
-                "waits_for": each.waits_for,
-                "is_answered": each.is_answered,
-                "unread": each.unread.decode("latin-1"),
-                "unsent": each.unsent.decode("latin-1"),
-            }
-            for each in self._connections.values()
-        ]
+        left: list[dict[str, Any]] = []
+        for fd, each in self._connections.items():
+            self._watch.unregister(fd)
+            left.append(
+                {
+                    "fd": each.socket.detach(),
+                    "waits_for": each.waits_for,
+                    "is_answered": each.is_answered,
+                    "unread": each.unread.decode("latin-1"),
+                    "unsent": each.unsent.decode("latin-1"),
+                }
+            )
         self._connections.clear()
         self.close()
         return left
@@ -227,30 +223,30 @@ class Server:
         """Drop everybody. The listener stays open."""
         for connection in list(self._connections.values()):
             self.drop(connection)
-        self._selector.close()
+        if not self._deaf_until:
+            self._watch.unregister(self._listener.fileno())
         self._listener.close()
 
     def let_go_after_fork(self) -> None:
-        """In a child. Nothing is unregistered: the parent's poll is the same open file."""
+        """In a child: its parent's visitors are not its own. Nothing is unregistered: an epoll would be the parent's."""
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()
         self._listener.close()
-        self._selector.close()
 
     def drop(self, connection: Connection) -> None:
         """End a connection."""
         fd = connection.socket.fileno()
         if self._connections.pop(fd, None) is not None:
-            self._selector.unregister(fd)
+            self._watch.unregister(fd)
         connection.socket.close()
 
     def look_for(self, connection: Connection) -> None:
         """Watch for what the connection has to do next."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
-        key = self._selector.get_key(connection.socket)
-        if key.events != events:
-            self._selector.modify(connection.socket, events, connection)
+        events = READ | (WRITE if connection.unsent else 0)
+        if connection.watched_for != events:
+            connection.watched_for = events
+            self._watch.modify(connection.fileno(), events, connection.on_event)
 
     def _carry_out(self, connection: Connection, what: str, numbers: dict[str, Any]) -> None:
         if what == "status":
@@ -267,15 +263,16 @@ class Server:
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):
             try:
-                sock, _ = self._listener.accept()
+                listener: Any = self._listener
+                fd: int = listener._accept()[0]  # what socket.accept() is made of
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError:  # no descriptor left: what waits stays readable, and would be tried for ever
-                self._selector.unregister(self._listener)
+                self._watch.unregister(self._listener.fileno())
                 self._deaf_until = monotonic() + _PAUSE
                 return
-            connection = self._add(sock)
-            uid = _user_of(sock)
+            connection = self._add(fd)
+            uid = _user_of(connection.socket)
             if uid not in (None, 0, os.geteuid()):
                 connection.finish(error=f"user {uid} may not control this program")
             elif len(self._connections) > _MOST:
@@ -289,15 +286,14 @@ class Server:
         else:
             newest.finish(error=f"{_MOST} others are waiting already")
 
-    def _add(self, sock: socket.socket) -> Connection:
-        connection = Connection(self, sock)
-        self._connections[sock.fileno()] = connection
-        self._selector.register(sock, selectors.EVENT_READ, connection)
+    def _add(self, fd: int) -> Connection:
+        os.set_inheritable(fd, False)
+        connection = self._connections[fd] = Connection(self, _socket.socket(fileno=fd))
+        self._watch.register(fd, READ, connection.on_event)
         return connection
 
     def _take_up(self, left: dict[str, Any]) -> None:
-        os.set_inheritable(left["fd"], False)
-        connection = self._add(socket.socket(fileno=left["fd"]))
+        connection = self._add(left["fd"])
         connection.waits_for, connection.is_answered = left["waits_for"], left["is_answered"]
         connection.unread, connection.unsent = left["unread"].encode("latin-1"), left["unsent"].encode("latin-1")
         if connection.waits_for:
@@ -305,9 +301,9 @@ class Server:
         self.look_for(connection)
 
 
-def _user_of(sock: socket.socket) -> int | None:
+def _user_of(sock: _socket.socket) -> int | None:
     """The user at the other end; None where only the permissions of the socket say who may connect."""
-    if not hasattr(socket, "SO_PEERCRED"):
+    if not hasattr(_socket, "SO_PEERCRED"):
         return None
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(uid)
+    credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)  # struct ucred: pid, uid, gid
+    return int.from_bytes(credentials[4:8], sys.byteorder)

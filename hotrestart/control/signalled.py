@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from _thread import allocate_lock, get_ident, start_new_thread
+from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,15 +140,16 @@ class SignalDriven:
         """Until nobody is connected, or an exec or the end is near; what has been ordered by then is done."""
         from .server import Server
 
-        self._server = server = Server(self.listening.fd, self._program, self._connections)
+        poll = _Poll()
+        poll.register(self._sleeper.fileno(), 1, lambda: self._sleeper.sleep(0))
+        self._server = server = Server(self.listening.fd, self._program, poll, self._connections)
         self._connections = []
         try:
-            server.step()
+            poll.turn(0.0)
             while server.has_company and not self._is_paused:
                 self._do_what_is_ordered(server)
-                if server.wait(extra=self._sleeper.fileno()):
-                    self._sleeper.sleep(0)
-                server.step()
+                poll.turn(server.deadline - monotonic())
+                server.look(monotonic())
             self._do_what_is_ordered(server)
         finally:
             self._connections = server.let_go()
@@ -171,6 +173,32 @@ class SignalDriven:
         poll = select.poll()
         poll.register(self.listening.fd, select.POLLIN)
         return bool(poll.poll(0))
+
+
+class _Poll:
+    """A selector of a few lines: the module selectors costs 10 ms, and an epoll would be shared with forked children."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, tuple[int, Callable[[], object]]] = {}
+
+    def register(self, fileobj: int, events: int, data: Callable[[], object]) -> None:
+        self._watched[fileobj] = (events, data)
+
+    modify = register
+
+    def unregister(self, fileobj: int) -> None:
+        del self._watched[fileobj]
+
+    def turn(self, timeout: float) -> None:
+        """Wait so many seconds at most, and call what is due."""
+        import select
+
+        poll = select.poll()
+        for fd, (events, _) in self._watched.items():
+            poll.register(fd, (select.POLLIN if events & 1 else 0) | (select.POLLOUT if events & 2 else 0))
+        for fd, _ in poll.poll(None if timeout == float("inf") else max(0, int(timeout * 1000) + 1)):
+            if fd in self._watched:  # else it was dropped in this very turn
+                self._watched[fd][1]()
 
 
 def _free_signal() -> int:
