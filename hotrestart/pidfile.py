@@ -140,9 +140,15 @@ class PidFile:
             return False
 
     def _is_in_place(self) -> bool:
-        """Whether it has its name, our pid and our lock."""
-        named = _named(os.pread(self.fd, _LONGEST + 1, 0))
-        return named == self._pid and _is_at(self.path, self._status) and _lock(self.fd)
+        """Whether it has our pid, our lock, and its name, as far as we may see it."""
+        try:
+            if _named(os.pread(self.fd, _LONGEST + 1, 0)) != self._pid or not _lock(self.fd):
+                return False
+            return _is_at(self.path, self._status)
+        except PermissionError:
+            return True  # privileges have been dropped, and the folder is closed to us
+        except OSError:
+            return False
 
 
 def read(path: str) -> int | None:

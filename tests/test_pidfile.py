@@ -716,6 +716,22 @@ def test_after_an_exec_it_is_written_again(path: str, what: str, caplog: pytest.
     assert caplog.records == []
 
 
+@needs_root
+def test_after_an_exec_it_is_kept_by_who_may_not_see_it_any_more(open_to_all: str) -> None:
+    path = f"{open_to_all}/app.pid"
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            document = handed_over(PidFile.take(path))
+            os.chmod(open_to_all, 0o700)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            file = PidFile.of(document)
+            status = 0 if file is not None and file.fd == document["fd"] else 2
+        os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 def test_after_an_exec_a_file_of_somebody_else_is_left_to_him(
     path: str, sleeping: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
