@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 
 from .. import last_words, log
-from ..processes import STATUS_UNKNOWN
 from .generation import STARTING
 from .members import Member, Relay
 
@@ -84,9 +83,12 @@ class Hired(Member):
 
     def why_it_ended(self, status: int) -> tuple[str, str]:
         """The reason in one line, and the end of what it said."""
-        if not isinstance(self.relay, Outlet) or self.process.state != STARTING:
+        if not isinstance(self.relay, Outlet):
             return super().why_it_ended(status)
         self.relay.pump_the_rest()
         lines = last_words.lines_of(self.relay.tail)
-        when = "before it was ready" if status in (STATUS_UNKNOWN, 0) or status < 0 else f"with status {status}"
+        if self.process.state != STARTING:  # an exception further up may be of long ago: only the last line says why
+            why, detail = super().why_it_ended(status)
+            return (f"{why}: {lines[-1]}" if lines and status > 0 else why), detail
+        when = f"with status {status}" if status > 0 else "before it was ready"
         return last_words.why_it_ended(self.name, when, status, lines), last_words.quoted(lines)

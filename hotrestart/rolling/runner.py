@@ -140,6 +140,7 @@ class Runner(_BareSupervisor):
             if can_notify():
                 member.notify = NotifySocket()
             member.child = start(self.program, self._circumstances(member, write_end))
+            log.info(f"generation {process.generation}: process {member.pid} is started")
             return member
         except BaseException:
             for each in (member.relay, member.notify):

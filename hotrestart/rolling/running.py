@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "run"]
 
-_OPTIONS = ("workers", "batch", "soak", "grace", "ready_timeout", "max_age", "max_rss")
+_OPTIONS = ("workers", "batch", "soak", "grace", "ready_timeout", "max_age", "max_rss", "control", "pidfile")
 _NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.*)", re.DOTALL)
 
 _EXAMPLES = """\
@@ -76,6 +76,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, metavar="N", help="so many at a time, each taking the place of an old one (all)")
     add("--max-age", type=float, metavar="SECONDS", help="a worker this old is replaced")
     add("--max-rss", type=int, metavar="BYTES", help="a worker this big is replaced")
+    add("--pidfile", metavar="PATH", help="written while the program lives")
+    control = parser.add_mutually_exclusive_group()
+    what = "where the control socket is to be, through which it can be asked and waited for (a place found by pid)"
+    control.add_argument("--control", default=True, metavar="PATH", help=what)
+    control.add_argument("--no-control", dest="control", action="store_false", help="no control socket")
     add("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 

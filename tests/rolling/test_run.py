@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -173,13 +174,13 @@ def release(folder: Path, name: str, source: str) -> None:
 
 def test_a_broken_release_is_rolled_back_with_the_reason(run):
     release(run.folder, "good", 'told(started="good")' + WAITS)
-    run.begin("--settle", "0.3", "--workers", "2", command=["current/worker"])
+    run.begin("--settle", "3", "--workers", "2", command=["current/worker"])
     old = run.wait_count(2)
     release(run.folder, "broken", "import missing_module")
     run.hup()
     log = run.wait_log("generation 2 failed at stage ready")
     assert "failed at stage ready: ModuleNotFoundError: No module named 'missing_module'" in log
-    assert "    Traceback (most recent call last):" in log
+    assert log.count("Traceback (most recent call last):") >= 2  # as it was printed, and below the reason
     assert run.wait_count(2) == old
     release(run.folder, "mended", 'told(started="mended")' + WAITS)
     grown(run, 3)
@@ -232,16 +233,24 @@ def test_a_new_worker_that_dies_while_it_soaks_is_rolled_back(run):
 if os.path.exists("new"):
     notify(b"READY=1")
     while not os.path.exists("die"): time.sleep(0.005)
+    print("that was all", file=sys.stderr)
     sys.exit(7)
 notify(b"READY=1"){WAITS}"""
-    run.tells(source, "--notify", "--soak", "0.2")
+    run.tells(source, "--notify", "--soak", "1")
     old = run.wait_count(1)
     (run.folder / "new").touch()
     run.hup()
     run.wait_count(2)
     (run.folder / "die").touch()
-    run.wait_log("generation 2 failed at stage soak: a worker ended with status 7")
+    run.wait_log("generation 2 failed at stage soak: a worker ended with status 7: that was all")
     assert run.wait_count(1) == old
+
+
+def test_a_worker_that_has_lived_long_enough_is_replaced_without_a_gap(run):
+    run.server("--max-age", "0.5")
+    old = run.wait_count(2)
+    with Traffic(run):
+        run.wait_until(lambda: not old & set(run.workers()), "others")
 
 
 def test_a_worker_that_dies_is_replaced(run):
@@ -339,7 +348,14 @@ def test_ready_counts_from_a_process_that_the_worker_has_started(run):
 @pytest.mark.parametrize("mine", [True, False], ids=["the-worker's", "a-stranger's"])
 def test_ready_does_not_count_from_another_user_who_is_not_the_worker(run, mine):
     group = "os.getpgrp()" if mine else "os.setpgid(0, 0)"
-    source = f"\nif os.fork() == 0:\n    {group}\n    os.setuid(65534)\n    notify(b'READY=1')\n    time.sleep(3)\n    os._exit(0)\n"
+    source = f"""
+if os.fork() == 0:
+    {group}
+    os.setuid(65534)
+    notify(b"READY=1")
+    time.sleep(3)
+    os._exit(0)
+"""
     run.tells(source + WAITS, "--notify", "--ready-timeout", "1.5", serves=False)
     if mine:
         run.wait_log("generation 1 serves")
@@ -357,12 +373,11 @@ def test_a_command_that_says_nothing_is_ready_once_it_has_settled(run):
 # -- what a worker is started in -------------------------------------------------------------------------------------
 
 INVENTORY = """
-status = open("/proc/self/status").read()
+here = "/proc/self/fd/"
 told(
-    fds={fd: os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")},
+    fds={fd: os.readlink(here + fd) for fd in os.listdir(here) if os.path.exists(here + fd)},
     env=dict(os.environ), cwd=os.getcwd(), group=os.getpgrp(), nofile=resource.getrlimit(resource.RLIMIT_NOFILE),
     blocked=sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-    ignored=[line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")][0],
     blocking=[os.get_blocking(int(fd)) for fd in range(3, 3 + int(os.environ.get("LISTEN_FDS", 0)))],
 )
 notify(b"READY=1")
@@ -386,7 +401,7 @@ def test_a_worker_has_its_listeners_and_the_leash_and_nothing_else_of_ours(run):
     assert told["env"]["LISTEN_FDNAMES"] == "unknown:web:unknown"
     assert told["env"]["MINE"] == "kept"
     assert not {"WATCHDOG_USEC", "HOTRESTART"} & set(told["env"])
-    assert told["nofile"] == list(__import__("resource").getrlimit(__import__("resource").RLIMIT_NOFILE))
+    assert told["nofile"] == list(resource.getrlimit(resource.RLIMIT_NOFILE))
     assert told["blocked"] == []
     assert (run.folder / "app.sock").is_socket()
 
@@ -429,11 +444,12 @@ def test_the_directory_is_found_by_its_name_each_time(run):
 
 def test_sockets_from_systemd_are_passed_on(run):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        os.dup2(listener.fileno(), 3) if listener.fileno() != 3 else None
+        fd = listener.fileno()
         source = "told(name=socket.socket(fileno=3).getsockname(), names=os.environ['LISTEN_FDNAMES'])\n"
-        start = ["sh", "-c", 'export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web; exec "$@"', "sh", *RUN, "--notify"]
+        told_of = f'export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web; exec "$@" 3<&{fd} {fd}<&-'
         command = [sys.executable, "-c", TELLS + source + 'notify(b"READY=1")' + WAITS]
-        run.start_command([*start, "--", *command], pass_fds=[3])
+        start = ["bash", "-c", told_of, "bash", *RUN, "--notify", "--", *command]
+        run.start_command(start, pass_fds=[fd])
         told = run.wait_report(names="web")
         assert tuple(told["name"]) == listener.getsockname()
 
