@@ -216,13 +216,14 @@ class Announcer:
             return
         from .pidfile import PidFile
 
-        document = self._left.get("pidfile")
-        self._pidfile = PidFile.of(document) if document else None
-        if self._pidfile is not None and self._pidfile.path != self._options.pidfile:
-            self._pidfile.remove()
-            self._pidfile = None
-        if self._pidfile is None and self._options.pidfile is not None:
-            self._pidfile = PidFile.take(self._options.pidfile)
+        document, wanted = self._left.get("pidfile"), self._options.pidfile
+        before = PidFile.of(document) if document else None
+        if document is not None and document["path"] == wanted:
+            self._pidfile = before
+        else:
+            if before is not None:
+                before.remove()
+            self._pidfile = PidFile.take(wanted) if wanted is not None else None
         import atexit
 
         atexit.register(self._remove_pidfile_at_exit)
@@ -260,4 +261,3 @@ def _why(error: BaseException | None) -> tuple[str, str, str]:
 
     lines = format_exception(type(error), error, error.__traceback__)
     return "ready", lines[-1].strip(), "".join(lines)[-4096:]
-

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Listening"]
 
 _BACKLOG = 128
+_SWEPT = 256  # names that are looked at
 
 
 class Listening:
@@ -80,7 +81,36 @@ class Listening:
 
 
 def _own_folders() -> list[str]:
-    return [each for each in whereabouts.folders(os.geteuid(), os.environ) if whereabouts.make_private(each)]
+    found = [each for each in whereabouts.folders(os.geteuid(), os.environ) if whereabouts.make_private(each)]
+    for folder in found[:1]:
+        _sweep(folder)
+    return found
+
+
+def _sweep(folder: str) -> None:
+    """Remove what killed programs have left behind."""
+    for name in os.listdir(folder)[:_SWEPT]:
+        pid, _, suffix = name.partition(".")
+        if suffix == "sock" and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            _remove_if_dead(f"{folder}/{name}")
+
+
+def _remove_if_dead(path: str) -> bool:
+    """Whether nobody serves the socket, and its name is gone. It may be a program's in another container."""
+    import _socket
+
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.setblocking(False)
+        probe.connect(path)
+    except (ConnectionRefusedError, FileNotFoundError):
+        os.unlink(path)
+        return True
+    except OSError:
+        pass  # it is served, and has many visitors; or it is not ours
+    finally:
+        probe.close()
+    return False
 
 
 def _bind(path: str) -> tuple[int, int]:
@@ -112,8 +142,6 @@ def _clear_away(path: str) -> None:
     """Remove a name that nobody serves."""
     import stat
 
-    import _socket
-
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -123,18 +151,8 @@ def _clear_away(path: str) -> None:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise AddressError(f"{path!r} is there, and is no socket")
-    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        probe.setblocking(False)
-        probe.connect(path)
-    except ConnectionRefusedError:
-        os.unlink(path)
-        return
-    except BlockingIOError:
-        pass  # it is served, and has many visitors
-    finally:
-        probe.close()
-    raise AddressError(f"another program is controlled at {path!r}")
+    if not _remove_if_dead(path):
+        raise AddressError(f"another program is controlled at {path!r}")
 
 
 def _link(path: str, places: list[str]) -> str:

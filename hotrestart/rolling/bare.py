@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from .. import command, inheritance, listeners, log, reexec, signals, state
+from .. import command, inheritance, listeners, log, reexec, signals, state, titles
 from ..options import Options
 from .carried import as_document, descriptors, restored
 from .generation import Generation, Process
@@ -42,7 +42,14 @@ def become(document: dict[str, Any], keep: set[int], home: Home | None = None) -
     argv = [home.python, "-I", "-S", "-B", "-c", _CODE, home.library, "supervisor of", *command.first.argv]
     held = [int(number) for number in SIGNALS if number not in command.first.blocked]
     listening = listeners.hand_over()
-    keep = {*keep, *document["ties"], *command.first.fds, *[each["fd"] for each in listening], *listeners.systemd_fds()}
+    keep = {
+        *keep,
+        *document["ties"],
+        *document["desk"]["fds"],
+        *command.first.fds,
+        *[each["fd"] for each in listening],
+        *listeners.systemd_fds(),
+    }
     common = {"role": "supervisor", "command": command.first.as_document(), "listeners": listening, "held": held}
     reexec.exec_with(home.python, argv, {**common, **document}, keep)
 
@@ -57,12 +64,23 @@ def main(told: str) -> NoReturn:
         sys.exit(reexec.EX_OSERR)
     command.first = command.Command.from_document(document["command"])
     state.generation = document["generation"]
+    titles.name("supervisor", state.generation)
     log.straight_to_stderr()
     _raise_limit_on_open_files()
-    supervisor = _BareSupervisor(document)
+    supervisor = _supervisor_for(document)
     supervisor.take_signals()
     signals.unblock(document["held"])
-    sys.exit(supervisor.run())
+    status = supervisor.run()
+    supervisor.desk.close()
+    sys.exit(status)
+
+
+def _supervisor_for(document: dict[str, Any]) -> _BareSupervisor:
+    if "run" in document:
+        from .runner import Runner
+
+        return Runner(document)
+    return _BareSupervisor(document)
 
 
 def _raise_limit_on_open_files() -> None:
@@ -100,6 +118,7 @@ class _BareSupervisor(Supervisor):
         listeners.adopt(document["listeners"], claimed=True)
         for each in document["listeners"]:
             self.roster.listening.asked.setdefault(number, set()).add((each["address"], each["name"]))
+        self.desk.open(document["desk"])
         if document["serving"] is not None:
             self._go_on_with(document["serving"], number, options)
         if document["restart"]:
@@ -126,7 +145,8 @@ class _BareSupervisor(Supervisor):
     def step(self) -> None:
         """Do what there is to do; perhaps by another interpreter from here on."""
         super().step()
-        if self._next_home != self._home and self.rollout.is_idle and self.roster.is_quiet:
+        is_quiet = self.roster.is_quiet and self.desk.is_quiet
+        if self._next_home != self._home and self.rollout.is_idle and is_quiet:
             self._move()
 
     def _launch(self, process: Process) -> Member:
@@ -139,6 +159,8 @@ class _BareSupervisor(Supervisor):
     def _do_commit(self, number: int) -> None:
         super()._do_commit(number)
         state.generation = number
+        titles.name("supervisor", number)
+        self.desk.adopt(self.rollout.generations[number].options)
         self._next_home = self.roster.home_of(number) or self._home
 
     def _move(self) -> None:
@@ -158,6 +180,7 @@ class _BareSupervisor(Supervisor):
                 "ties": self.ties.numbers(),
                 "server": [],
                 "restart": False,
+                "desk": self.desk.as_document(),
                 "serving": {"extra": self.rollout.extra, "members": members},
             }
             become(document, {fd for each in members for fd in descriptors(each)}, home)

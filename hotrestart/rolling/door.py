@@ -13,7 +13,7 @@ import os
 import sys
 
 from .. import bytecode, callbacks, command, exits, processes, reexec, role, signals, state, takeover
-from . import asking, bare, forkserver
+from . import asking, bare, desk, forkserver
 from .forkserver import MINE, serve
 from .lifeline import Lifeline, pair
 from .ties import Ties
@@ -65,6 +65,7 @@ def _check() -> None:
 
 def _start_supervision(options: Options) -> Worker:
     reexec.flush_streams()
+    prepared = desk.prepare(options)
     is_restart_due = signals.take_held()
     mask = signals.block(bare.SIGNALS)
     ties = Ties()
@@ -77,6 +78,7 @@ def _start_supervision(options: Options) -> Worker:
             if child is None:
                 ours.close()
                 ties.tether.let_go()
+                desk.let_go(prepared)
                 take_callbacks_along()
                 command.first.pid = os.getpid()
                 return serve(asking.begin(Lifeline(theirs)), ties, options, mask=mask)
@@ -84,11 +86,12 @@ def _start_supervision(options: Options) -> Worker:
         else:
             atexit._run_exitfuncs()  # nobody else has what was registered here: the fork server loads it all anew
             reexec.flush_streams()
-        bare.become(_document(options, ties, server, is_restart_due), {ours.fileno()})
+        bare.become({**_document(options, ties, server, is_restart_due), "desk": prepared}, {ours.fileno()})
     except OSError:
         ours.close()  # a fork server that is there already learns it, and ends without having been
         theirs.close()
         ties.close()
+        desk.withdraw(prepared)
         signals.restore_mask(mask)
         raise
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from time import monotonic
 
-from .. import callbacks, exits, log, processes, reexec, signals, takeover
+from .. import callbacks, exits, log, processes, reexec, signals, state, takeover, titles
 from ..errors import LifelineError
 from ..leash import unleash
 from .home import Home
@@ -62,6 +62,7 @@ class _ForkServer:
         unleash()
         self._shrugging.__enter__()
         signals.restore_mask(self._mask)
+        titles.name("forkserver", state.generation)
         home = Home.own()
         self._lifeline.send(
             "hello",
@@ -138,6 +139,7 @@ class _ForkServer:
         """A worker's first moments, in which signals wait."""
         worker = Worker(lifeline, self._ties, place, self._options, self._stderr)
         worker.enter()
+        titles.name("worker", state.generation)
         signals.restore_mask(self._mask)
         return worker
 
@@ -175,6 +177,7 @@ def _prepare_for_forks() -> None:
     import gc
     import threading
 
+    titles.load()
     __import__("traceback")  # a worker that fails may not reach the files any more, as after chroot
     log.dump_stacks_on_abort()  # a hung worker is ended so
     if threading.active_count() > 1:

@@ -14,6 +14,7 @@ from time import monotonic
 from .. import log
 from ..errors import LifelineError
 from ..processes import STATUS_UNKNOWN
+from ..reporting import resident
 from . import privileges
 from .beats import PLACES, Beats, Watch
 from .generation import DRAINING, NEVER, READY
@@ -175,7 +176,7 @@ class Roster:
         for member in list(self.members.values()):
             options = limits.get(member.process.generation)
             limit = options.max_rss if options is not None else None
-            if limit and member.process.state == READY and member.child and _resident(member.child.pid) > limit:
+            if limit and member.process.state == READY and member.child and resident(member.child.pid) > limit:
                 self._observer.happened("retire", member.process)
 
     def _watched(self) -> Iterator[tuple[Member, Watch]]:
@@ -299,10 +300,3 @@ class _Reaper:
             self._unregister(self._fd)
 
 
-def _resident(pid: int) -> int:
-    """Bytes of memory that a process has now; 0 where that cannot be told."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0

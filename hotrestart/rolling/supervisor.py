@@ -16,6 +16,7 @@ from time import monotonic
 from .. import command, log
 from ..options import Options
 from ..sleeper import Sleeper
+from .desk import Desk
 from .launch import launch
 from .members import Member
 from .rollout import Rollout
@@ -49,6 +50,9 @@ class Supervisor:
     >>> supervisor.close()
     """
 
+    kind = "rolling"
+    """What `status` says."""
+
     def __init__(
         self,
         argv: Sequence[str],
@@ -56,12 +60,16 @@ class Supervisor:
         cwd: str | None = None,
         env: dict[str, str] | None = None,
         ready_timeout: float = 60.0,
+        control: str | None = None,
     ) -> None:
         """`argv`: the program, its interpreter's path first; its `main()` is `@restartable(workers=N)`, and the other
-        options are said there. `cwd` and `env`: here and now's, if not given. `ready_timeout`: for the very first load,
-        seconds. Raises OptionError, OSError."""
-        options = Options(workers=1, ready_timeout=ready_timeout)
+        options are said there, except `control` and `pidfile`, which are about this process. `cwd` and `env`: here and
+        now's, if not given. `ready_timeout`: for the very first load, seconds. `control`: the path of a control socket,
+        served by `step`. Raises OptionError, AddressError, OSError."""
+        options = Options(workers=1, ready_timeout=ready_timeout, control=control or False)
         self._set_up(command.Command.of(argv, cwd, env), Rollout(options), Ties())
+        if isinstance(options.control, str):
+            self.desk.listen(options.control)
 
     def _set_up(self, program: command.Command, rollout: Rollout, ties: Ties) -> None:
         self.program, self.rollout, self.ties = program, rollout, ties
@@ -71,6 +79,7 @@ class Supervisor:
         self._sleeper = Sleeper()
         self._selector.register(self._sleeper, selectors.EVENT_READ, lambda: self._sleeper.sleep(0))
         self.roster = Roster(self._selector, ties.beats, _Observer(self))
+        self.desk = Desk(self)
         self._events: list[Callable[[], list[Action]]] = []
         self._asked: list[Callable[[], None]] = []
         self._stale: set[int] = set()
@@ -88,7 +97,8 @@ class Supervisor:
         if not self._has_begun or self._asked:
             return 0.0
         now = monotonic()
-        return min(max(0.0, min(self.rollout.deadline(), self.roster.deadline(now)) - now), _LONGEST)
+        due = min(self.rollout.deadline(), self.roster.deadline(now), self.desk.deadline)
+        return min(max(0.0, due - now), _LONGEST)
 
     def step(self) -> None:
         """Do what there is to do. Never blocks."""
@@ -101,6 +111,7 @@ class Supervisor:
             self._asked.pop(0)()
         self.roster.look(monotonic())
         self._happened("tick")
+        self.desk.look(monotonic())
 
     def run(self) -> int:
         """Drive it until the program has ended; the exit status."""
@@ -111,6 +122,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Give the descriptors back. Members that are still there learn that the supervisor is gone, and drain."""
+        self.desk.close()
         self.roster.close()
         self._selector.close()
         self._sleeper.close()
@@ -126,6 +138,10 @@ class Supervisor:
         """Ask the program to end; asked twice, at once."""
         self._ask(lambda: self._happened("stop"))
 
+    def stop_once(self) -> None:
+        """Ask the program to end; asked twice, still gracefully: several may ask for the same."""
+        self._ask(lambda: self._happened("stop") if not self.rollout.is_stopping else None)
+
     def quit(self) -> None:
         """Kill the program."""
         self._ask(lambda: self._happened("quit"))
@@ -137,6 +153,11 @@ class Supervisor:
     def send_signal(self, number: int) -> None:
         """Pass a signal on to every worker."""
         self._ask(lambda: self.roster.send_signal(number))
+
+    @property
+    def watch(self) -> selectors.BaseSelector:
+        """For those who have descriptors to be looked after by `step`, with a callable for each."""
+        return self._selector
 
     def _ask(self, action: Callable[[], None]) -> None:
         self._asked.append(action)
@@ -155,6 +176,7 @@ class Supervisor:
                     self._do(verb, subject)
             finally:
                 del self._events[0]
+            self.desk.tell_stage()
 
     def _do(self, verb: str, subject: Any) -> None:
         if verb in ("drain", "abort", "kill", "become"):
@@ -163,11 +185,6 @@ class Supervisor:
                 getattr(self, f"_do_{verb}")(member)
         else:
             getattr(self, f"_do_{verb}")(subject)
-
-    def _stop_for_a_member(self) -> None:
-        """Several workers may ask for the same: only an operator who asks twice means "at once"."""
-        if not self.rollout.is_stopping:
-            self._happened("stop")
 
     def _note_the_end_of(self, member: Member, why: str) -> None:
         """What ends in the coming generation is told by the outcome."""
@@ -236,6 +253,7 @@ class Supervisor:
 
     def _do_outcome(self, told: tuple[Outcome, list[Any]]) -> None:
         outcome, askers = told
+        self.desk.tell_outcome(outcome)
         if outcome.ok:
             log.info(str(outcome))
         else:
@@ -260,6 +278,7 @@ def _let_go_after_fork() -> None:
         supervisor = reference()
         if supervisor is not None:
             supervisor.ties.tether.let_go()
+            supervisor.desk.let_go_after_fork()
             for member in supervisor.roster.members.values():
                 if member.lifeline is not None:
                     member.lifeline.socket.close()
@@ -275,4 +294,4 @@ class _Observer:
     def __init__(self, supervisor: Supervisor) -> None:
         self.happened, self.load_again = supervisor._happened, supervisor._load_again
         self.mourn, self.limits = supervisor._note_the_end_of, supervisor._limits
-        self.stop = supervisor._stop_for_a_member
+        self.stop = supervisor.stop_once
