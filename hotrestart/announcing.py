@@ -179,7 +179,7 @@ class Announcer:
         """See there."""
         self._program.request_stop()
 
-    def scale(self, *, by: int | None = None, to: int | None = None) -> int:
+    def scale(self, *, by: int | None = None, to: int | None = None) -> int:  # noqa: ARG002
         """See there."""
         raise HotRestartError("a program that restarts in place has one process; more take @restartable(workers=N)")
 

@@ -1,4 +1,4 @@
-"""What `status` tells of a program: plain data, the same form for both kinds. Read from /proc; nothing is kept for it."""
+"""What `status` tells of a program: plain data, the same form for both kinds, put together when it is asked for."""
 
 from __future__ import annotations
 

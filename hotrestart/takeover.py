@@ -166,13 +166,11 @@ def _check(document: dict[str, Any]) -> None:
     for fd, (device, inode) in document["fds"].items():
         if not _are_numbers(int(fd), device, inode):
             raise ValueError("a given descriptor is no number")
-    ties = document["member"]
+    ties, fds = document["member"], document["announcing"].get("fds", ())
     if len(ties) != (4 if document["role"] == "member" else 0) or not _are_numbers(
-        *document["helpers"], *ties, highest=2**31 - 1
+        *document["helpers"], *ties, *fds, highest=2**31 - 1
     ):
         raise ValueError("a child or a descriptor is no number")
-    if not _are_numbers(*document["announcing"].get("fds", ()), highest=2**31 - 1):
-        raise ValueError("a descriptor is no number")
     if not _are_numbers(*document["blocked"], *document["ignored"], *document["held"], highest=64):
         raise ValueError("a signal is no number")
 

@@ -101,7 +101,7 @@ def test_a_garbled_count_is_nothing(monkeypatch: pytest.MonkeyPatch, count: str)
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs", "Nd"]), max_size=20)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXT, TEXT, TEXT)
 def test_garbage_in_the_variables_is_nothing(monkeypatch: pytest.MonkeyPatch, pid: str, count: str, names: str) -> None:
     for name, value in zip(VARIABLES, (pid, count, names), strict=True):
@@ -197,7 +197,7 @@ ASSIGNMENT = st.builds("{}={}".format, st.sampled_from(["STATUS", "READY", "X_FR
 
 
 @linux
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ASSIGNMENT | st.text(max_size=5).map("STATUS=\ud800\\{}\nREADY=1".format), min_size=1, max_size=9))
 def test_no_text_becomes_another_assignment_or_voids_the_message(recorder: Recorder, said: list[str]) -> None:
     assert systemd.notify(*said)
@@ -210,7 +210,7 @@ def test_no_text_becomes_another_assignment_or_voids_the_message(recorder: Recor
 
 
 @linux
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 3000), st.sampled_from(["x", "\u00fc", "\u20ac", "\U0001f600"]))
 def test_a_long_message_is_cut_between_characters_at_its_end(recorder: Recorder, count: int, letter: str) -> None:
     assert systemd.notify("READY=1", f"STATUS={letter * count}")
@@ -268,12 +268,20 @@ def test_a_useless_address_is_no_error(monkeypatch: pytest.MonkeyPatch, target: 
     assert systemd.is_notified() is bool(target)
 
 
+def test_an_address_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as relative:
+        relative.bind("relative")
+        monkeypatch.setenv("NOTIFY_SOCKET", "relative")
+        assert systemd.notify("READY=1") is False
+
+
 def test_a_socket_of_another_kind_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
         stream.bind("stream")
         stream.listen()
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "stream"))
+        monkeypatch.setenv("NOTIFY_SOCKET", f"/proc/{os.getpid()}/cwd/stream")  # short enough
         assert systemd.notify("READY=1") is False
 
 

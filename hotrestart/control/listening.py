@@ -1,7 +1,7 @@
 """Making the control socket, and taking its name away again.
 
-A name whose socket nobody serves any more is taken over: a killed program leaves one behind, and a container has the same
-pids again and again. A name that is served stays whose it is.
+A name whose socket nobody serves any more is taken over: a killed program leaves one behind, and a container has the
+same pids again and again. A name that is served stays whose it is.
 """
 
 from __future__ import annotations

@@ -10,11 +10,10 @@ wait as long as it takes.
 
 from __future__ import annotations
 
+import _socket  # the module socket costs 9 ms, and a program that restarts in place loads this while it works
 import os
 import sys
 from time import monotonic
-
-import _socket  # the module socket costs 9 ms, and a program that restarts in place loads this while it works
 
 from ..errors import HotRestartError
 from . import protocol
@@ -228,7 +227,7 @@ class Server:
         self._listener.close()
 
     def let_go_after_fork(self) -> None:
-        """In a child: its parent's visitors are not its own. Nothing is unregistered: an epoll would be the parent's."""
+        """In a child: the visitors are its parent's. So is an epoll, in which nothing may be unregistered here."""
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()

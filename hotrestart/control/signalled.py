@@ -176,7 +176,7 @@ class SignalDriven:
 
 
 class _Poll:
-    """A selector of a few lines: the module selectors costs 10 ms, and an epoll would be shared with forked children."""
+    """A selector of a few lines: the module selectors costs 10 ms, and an epoll is shared with forked children."""
 
     def __init__(self) -> None:
         self._watched: dict[int, tuple[int, Callable[[], object]]] = {}

@@ -298,5 +298,3 @@ class _Reaper:
     def __call__(self) -> None:
         if self.child.poll() is not None:
             self._unregister(self._fd)
-
-
