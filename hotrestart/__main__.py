@@ -9,7 +9,8 @@ import argparse
 import os
 import sys
 
-from . import __version__
+from . import __version__, commands
+from .rolling import running
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _EXAMPLE = """\
-example:
-  python3 -m hotrestart demo      restart a queue worker in place and a web server rolling, under load, with good code
-                                  and with broken, and account for every job and every request
+examples:
+  python3 -m hotrestart demo                      restarts under load, with good code and with broken; nothing needed
+  python3 -m hotrestart restart /run/app.pid      and wait: exit status 0 means that the new code serves
+  python3 -m hotrestart status /run/app.pid
+  python3 -m hotrestart run --workers 2 --listen 127.0.0.1:8000 -- uvicorn --fd 3 app:app
+                                                  the same for a command that knows nothing of hotrestart
 """
 
 
@@ -47,14 +51,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"hotrestart {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_demo(commands)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands.add_to(subparsers)
+    running.add_to(subparsers)
+    _add_demo(subparsers)
     return parser
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     what = "see restarts under load, in twenty seconds, with nothing installed"
-    demo = commands.add_parser(
+    demo = subparsers.add_parser(
         "demo",
         help=what,
         description="In a temporary folder, a worker takes jobs from a queue while its code is changed and it is sent "

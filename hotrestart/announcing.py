@@ -254,10 +254,10 @@ class Announcer:
 
 
 def _why(error: BaseException | None) -> tuple[str, str, str]:
-    """The stage at which a generation has ended that nobody had asked to, and why."""
+    """Stage and reason of a generation that has ended though nobody had asked it to."""
     if error is None or isinstance(error, SystemExit):
-        return "ready", "main() has ended", ""
+        return "stop", "main() has ended before it was ready", ""
     from traceback import format_exception
 
     lines = format_exception(type(error), error, error.__traceback__)
-    return "ready", lines[-1].strip(), "".join(lines)[-4096:]
+    return "stop", lines[-1].strip(), "".join(lines)[-4096:]
