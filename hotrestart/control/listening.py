@@ -104,7 +104,10 @@ def _remove_if_dead(path: str) -> bool:
         probe.setblocking(False)
         probe.connect(path)
     except (ConnectionRefusedError, FileNotFoundError):
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass  # another program was quicker
         return True
     except OSError:
         pass  # it is served, and has many visitors; or it is not ours
