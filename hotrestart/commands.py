@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentTypeError, RawDescriptionHelpFormatter
 from functools import partial
 from time import monotonic
 
@@ -93,8 +94,6 @@ def _add(
     failed: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    from argparse import RawDescriptionHelpFormatter
-
     parser = commands.add_parser(
         name,
         help=what,
@@ -112,8 +111,9 @@ def _add(
 
 
 def _run(given: argparse.Namespace, name: str, ask: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
+    answer: dict[str, Any]
     began = monotonic()
-    status, answer = OK, dict[str, Any]()
+    status, answer = OK, {}
     try:
         answer = ask(given)
         if answer.get("ok") is False:
@@ -173,11 +173,17 @@ def _scale(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _number(text: str) -> tuple[str, int]:
-    return "by" if text[:1] in ("+", "-") else "to", int(text)
+    try:
+        return "by" if text[:1] in ("+", "-") else "to", int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"a number, as 4, +1 or -1, not {text!r}") from None
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
     if not 0 < seconds < 1e9:
-        raise ValueError
+        raise ArgumentTypeError(f"seconds, more than 0, not {text!r}")
     return seconds
