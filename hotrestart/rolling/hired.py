@@ -64,9 +64,9 @@ def has_room() -> bool:
 
 
 class Hired(Member):
-    """The worker. `notify`: where it says that it is ready; `status`: what else it has said there."""
+    """The worker. `notify`: where it says that it is ready."""
 
-    __slots__ = ("name", "notify", "settles_at", "status")
+    __slots__ = ("name", "notify", "settles_at")
 
     def __init__(self, process: Process, name: str) -> None:
         super().__init__(process)
@@ -74,7 +74,6 @@ class Hired(Member):
         self.notify: NotifySocket | None = None
         self.settles_at = float("inf")
         """When it will have lived long enough to count as ready."""
-        self.status = ""
 
     @property
     def is_stuck(self) -> bool:

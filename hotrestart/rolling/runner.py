@@ -39,6 +39,8 @@ class Runner(_BareSupervisor):
     """What `document["run"]` says: `argv`, the command; `listen`, pairs of address and name; `settle`, seconds, or None
     if only READY=1 counts; `signal`, the one that asks a worker to stop."""
 
+    kind = "run"
+
     def __init__(self, document: dict[str, Any]) -> None:
         super().__init__(document)
         task = document["run"]
@@ -96,11 +98,9 @@ class Runner(_BareSupervisor):
                 self._selector.unregister(member.relay)
 
     def _on_notification(self, member: Hired) -> None:
-        if self._is_here(member) and member.notify is not None:
-            told = member.notify.receive(member.pid)
-            member.status = told.get("STATUS", member.status)
-            if told.get("READY") == "1":
-                self._is_ready(member)
+        notify = member.notify if self._is_here(member) else None
+        if notify is not None and notify.receive(member.pid).get("READY") == "1":
+            self._is_ready(member)
 
     def _is_here(self, member: Hired) -> bool:
         """It may have been forgotten in this very turn."""

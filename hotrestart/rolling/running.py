@@ -16,7 +16,7 @@ from .. import listeners, reexec, signals
 from ..address import Address
 from ..errors import AddressError, HotRestartError, OptionError
 from ..options import Options
-from . import bare
+from . import bare, desk
 from .readiness import can_notify
 from .ties import Ties
 
@@ -109,6 +109,7 @@ def run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
 
 
 def _become(options: Options, task: dict[str, Any]) -> NoReturn:
+    prepared = desk.prepare(options)
     reexec.flush_streams()
     is_restart_due = signals.take_held()
     mask = signals.block(bare.SIGNALS)
@@ -121,12 +122,14 @@ def _become(options: Options, task: dict[str, Any]) -> NoReturn:
         "server": [],
         "restart": is_restart_due,
         "serving": None,
+        "desk": prepared,
         "run": task,
     }
     try:
         bare.become(document, set())
     except OSError:
         ties.close()
+        desk.withdraw(prepared)
         signals.restore_mask(mask)
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import resource
@@ -10,10 +11,12 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from hotrestart import control
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
 from tests.rolling.programs import Rolling, Traffic, children_of, is_running
 
@@ -552,6 +555,66 @@ told(ready=True)"""
     run.wait_until(lambda: len(run.reports(ready=True)) == 2, "both are ready")
     os.kill(run.pid, signal.SIGTTOU)
     run.wait_count(1)
+
+
+def test_it_can_be_asked_and_waited_for(run):
+    release(run.folder, "good", 'notify(b"READY=1")' + WAITS)
+    run.begin("--notify", "--workers", "2", "--pidfile", "run.pid", command=["current/worker"])
+    target = str(run.folder / "run.pid")
+    assert control.restart(target, timeout=PATIENCE).ok
+    release(run.folder, "broken", "import missing_module")
+    outcome = control.restart(target, timeout=PATIENCE)
+    assert (outcome.ok, outcome.generation, outcome.stage) == (False, 3, "ready")
+    assert outcome.reason == "ModuleNotFoundError: No module named 'missing_module'"
+    assert "Traceback" in outcome.detail
+    status = control.status(target)
+    assert (status["kind"], status["generation"], status["command"]) == ("run", 2, ["current/worker"])
+    assert {each["pid"] for each in status["workers"] if each["generation"] == 2} == run.wait_count(2)
+    control.stop(target, timeout=PATIENCE)
+    assert run.wait_exit() == 0
+    assert not Path(target).exists()
+
+
+# -- a server that people have ---------------------------------------------------------------------------------------
+
+APPLICATION = """
+import os
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while (await receive())["type"] != "lifespan.shutdown":
+            await send({"type": "lifespan.startup.complete"})
+        return await send({"type": "lifespan.shutdown.complete"})
+    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"VERSION %d" % os.getpid()})
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("uvicorn") is None, reason="uvicorn is not installed")
+def test_uvicorn_with_new_code_beside_the_old(run):
+    """What uvicorn itself drops when it is told to end, a connection that it has accepted and not read, is its own."""
+
+    def deploy(version: str, source: str = APPLICATION) -> None:
+        (run.folder / ".app").write_text(source.replace("VERSION", version))
+        (run.folder / ".app").replace(run.folder / "served.py")
+
+    def ask() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{run.address[1]}/", timeout=PATIENCE) as answer:
+            return answer.read().decode().split()[0]
+
+    deploy("one")
+    command = [sys.executable, "-B", "-m", "uvicorn", "served:app", "--fd", "3"]
+    run.begin("--workers", "2", "--settle", "3", "--listen", "127.0.0.1:0", command=command)
+    assert ask() == "one"
+    deploy("two")
+    grown(run, 2)
+    run.wait_count(2)
+    assert {ask() for _ in range(10)} == {"two"}
+    deploy("three", "import missing_module")
+    run.hup()
+    run.wait_log("generation 3 failed at stage ready: ModuleNotFoundError: No module named 'missing_module'")
+    run.wait_count(2)
+    assert {ask() for _ in range(10)} == {"two"}
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
