@@ -6,7 +6,8 @@ one of the box's own, so that several boxes do not end each other's. What a test
 at its old place.
 
 systemd is booted with no units but those of the test: what the distribution would start at boot sets up a machine,
-this one, and empties /tmp. The box goes when it is closed, and with the process that made it, however that ends.
+this one, and empties /tmp. The box goes when it is closed, and with the process that made it, however that ends; of one
+that was killed, empty control groups are left.
 """
 
 from __future__ import annotations
