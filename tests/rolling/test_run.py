@@ -94,6 +94,10 @@ def run(tmp_path):
         yield it
 
 
+def read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 def grown(program: Run, serving: int) -> None:
     program.hup()
     program.wait_log(f"generation {serving} serves")
@@ -176,8 +180,8 @@ def release(folder: Path, name: str, source: str) -> None:
 
 
 def test_a_broken_release_is_rolled_back_with_the_reason(run):
-    release(run.folder, "good", 'told(started="good")' + WAITS)
-    run.begin("--settle", "3", "--workers", "2", command=["current/worker"])
+    release(run.folder, "good", 'told(started="good")\nnotify(b"READY=1")' + WAITS)
+    run.begin("--settle", "30", "--workers", "2", command=["current/worker"])
     old = run.wait_count(2)
     release(run.folder, "broken", "import missing_module")
     run.hup()
@@ -185,7 +189,7 @@ def test_a_broken_release_is_rolled_back_with_the_reason(run):
     assert "failed at stage ready: ModuleNotFoundError: No module named 'missing_module'" in log
     assert log.count("Traceback (most recent call last):") >= 2  # as it was printed, and below the reason
     assert run.wait_count(2) == old
-    release(run.folder, "mended", 'told(started="mended")' + WAITS)
+    release(run.folder, "mended", 'told(started="mended")\nnotify(b"READY=1")' + WAITS)
     grown(run, 3)
     assert len(run.reports(started="mended")) == 2
 
@@ -218,7 +222,7 @@ def test_a_command_that_has_gone_is_named_and_the_old_goes_on(run):
     ids=["missing", "folder", "status", "last-words", "success", "killed"],
 )
 def test_a_first_generation_that_fails_ends_the_program_with_the_reason(run, command, reason):
-    run.begin(command=command, serves=False)
+    run.begin("--settle", "30", command=command, serves=False)
     assert run.wait_exit() == 1
     assert f"generation 1 failed {reason}" in run.log()
 
@@ -277,7 +281,9 @@ def test_a_stop_ends_all_with_status_0(run, number):
 
 
 def test_who_ignores_term_is_killed_after_grace(run):
-    run.begin("--settle", "0.1", "--grace", "0.3", command=["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
+    stubborn = "trap '' TERM; touch stubborn; while :; do sleep 0.1; done"
+    run.begin("--settle", "0.1", "--grace", "0.3", command=["sh", "-c", stubborn])
+    run.wait_until((run.folder / "stubborn").exists, "its trap")
     run.term()
     assert run.wait_exit() == 0
     assert "it does not end; killing it" in run.log()
@@ -331,7 +337,7 @@ def test_the_stop_signal_is_what_a_killed_supervisor_leaves_behind(run):
 
 def test_what_an_ended_worker_has_started_is_not_left_behind(run):
     run.begin("--settle", "0.2", command=["sh", "-c", "sleep 1000 & echo $! > helper; exec sleep 1000"])
-    helper = int((run.folder / "helper").read_text())
+    helper = int(run.wait_until(lambda: read(run.folder / "helper"), "its helper"))
     [worker] = run.workers()
     run.kill(worker)
     run.wait_until(lambda: not is_running(helper), "the end of its helper")
@@ -438,11 +444,11 @@ def test_the_directory_is_found_by_its_name_each_time(run):
     current = run.folder / "current"
     current.symlink_to("one")
     run.begin("--settle", "0.2", command=["./worker"], cwd=current)
-    assert (run.folder / "which").read_text() == "one\n"
+    run.wait_until(lambda: read(run.folder / "which") == "one\n", "the one")
     current.unlink()
     current.symlink_to("two")
     grown(run, 2)
-    assert (run.folder / "which").read_text() == "two\n"
+    run.wait_until(lambda: read(run.folder / "which") == "two\n", "the other")
 
 
 def test_sockets_from_systemd_are_passed_on(run):
@@ -578,10 +584,12 @@ def test_it_can_be_asked_and_waited_for(run):
 # -- a server that people have ---------------------------------------------------------------------------------------
 
 APPLICATION = """
-import os
+import os, socket
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         while (await receive())["type"] != "lifespan.shutdown":
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.sendto(b"READY=1", "\\0" + os.environ["NOTIFY_SOCKET"][1:])
             await send({"type": "lifespan.startup.complete"})
         return await send({"type": "lifespan.shutdown.complete"})
     headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
@@ -604,7 +612,7 @@ def test_uvicorn_with_new_code_beside_the_old(run):
 
     deploy("one")
     command = [sys.executable, "-B", "-m", "uvicorn", "served:app", "--fd", "3"]
-    run.begin("--workers", "2", "--settle", "3", "--listen", "127.0.0.1:0", command=command)
+    run.begin("--workers", "2", "--settle", "30", "--listen", "127.0.0.1:0", command=command)
     assert ask() == "one"
     deploy("two")
     grown(run, 2)
@@ -663,4 +671,4 @@ def test_the_command_may_have_options_like_ours(run):
     run.begin(
         "--settle", "0.1", command=["sh", "-c", 'echo "$@" > arguments; exec sleep 1000', "sh", "--", "--workers", "x"]
     )
-    assert (run.folder / "arguments").read_text() == "-- --workers x\n"
+    run.wait_until(lambda: read(run.folder / "arguments") == "-- --workers x\n", "the arguments")
