@@ -14,10 +14,12 @@ from . import command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import (
+        control,
         errors,
         fds,
         inheritance,
         listeners,
+        pidfile,
         processes,
         reexec,
         rolling,
@@ -47,6 +49,7 @@ __all__ = [
     "Supervisor",
     "bequeath",
     "command",
+    "control",
     "errors",
     "fds",
     "inheritance",
@@ -54,6 +57,7 @@ __all__ = [
     "listen",
     "listeners",
     "on_stop",
+    "pidfile",
     "processes",
     "ready",
     "reexec",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from . import role, state
+import os
+from time import monotonic
+
+from . import role, state, systemd
 from .options import Options
 from .program import Running
 
@@ -18,8 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerLoop", "worker_loop"]
 
+_NEVER = float("inf")
 
-def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: float = 30.0) -> WorkerLoop:
+
+def worker_loop(
+    *,
+    preflight: bool = True,
+    ready_timeout: float = 60.0,
+    grace: float = 30.0,
+    control: bool | str | os.PathLike[str] = True,
+    pidfile: str | os.PathLike[str] | None = None,
+) -> WorkerLoop:
     """The context manager around a worker's loop.
 
     Entering it says that the program is ready. Inside `@restartable` that is all it needs. Without the decorator it
@@ -38,9 +50,12 @@ def worker_loop(*, preflight: bool = True, ready_timeout: float = 60.0, grace: f
     ...         woken = loop.sleep(0.001)
     ...         break
     """
-    around = Running(Options(preflight=preflight, ready_timeout=ready_timeout, grace=grace), for_good=False)
+    options = Options(preflight=preflight, ready_timeout=ready_timeout, grace=grace, control=control, pidfile=pidfile)
+    around = Running(options, for_good=False)
     pulse = getattr(role.current, "pulse", None)
-    return WorkerLoop(around) if pulse is None else _BeatingLoop(around, pulse)
+    if pulse is not None:
+        return _BeatingLoop(around, pulse)
+    return _WatchedLoop(around) if "WATCHDOG_USEC" in os.environ else WorkerLoop(around)
 
 
 class WorkerLoop:
@@ -138,3 +153,58 @@ class _BeatingLoop(WorkerLoop):
             return super().wait(*files, timeout=timeout)
         finally:
             self._pulse.work()
+
+
+class _WatchedLoop(WorkerLoop):
+    """The loop of a program in place of which systemd wants signs of life (`WatchdogSec=`): each turn is one, if it is
+    due, and a sleep is interrupted for them. Only the main thread's loop counts: others go on while that one hangs."""
+
+    __slots__ = ("_due", "_period")
+
+    def __enter__(self) -> Self:
+        from threading import current_thread, main_thread
+
+        self._period = (systemd.watchdog() if current_thread() is main_thread() else None) or _NEVER
+        self._due = monotonic() + self._period
+        return super().__enter__()
+
+    @property
+    def running(self) -> bool:
+        """As ever; and a sign of life."""
+        self._live()
+        return not state.should_stop
+
+    def __iter__(self) -> Iterator[int]:
+        for turn in super().__iter__():
+            self._live()
+            yield turn
+
+    def sleep(self, timeout: float | None = None) -> bool:
+        """As ever, with signs of life."""
+        end = _NEVER if timeout is None else monotonic() + timeout
+        while True:
+            self._live()
+            now = monotonic()
+            woken = super().sleep(_span(min(end, self._due) - now))
+            if woken or end <= self._due:
+                return woken
+
+    def wait(self, *files: File, timeout: float | None = None) -> list[File]:
+        """As ever, with signs of life."""
+        end = _NEVER if timeout is None else monotonic() + timeout
+        while True:
+            self._live()
+            now = monotonic()
+            found = super().wait(*files, timeout=_span(min(end, self._due) - now))
+            if found or state.should_stop or end <= self._due:
+                return found
+
+    def _live(self) -> None:
+        now = monotonic()
+        if now >= self._due:
+            self._due = now + self._period
+            systemd.notify("WATCHDOG=1")
+
+
+def _span(seconds: float) -> float | None:
+    return None if seconds == _NEVER else max(0.0, seconds)

@@ -9,6 +9,7 @@ from .options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections.abc import Awaitable, Callable
     from typing import Any, TypeVar, overload
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
         max_age: float | None = ...,
         max_rss: int | None = ...,
         jitter: float = ...,
+        control: bool | str | os.PathLike[str] = ...,
+        pidfile: str | os.PathLike[str] | None = ...,
     ) -> Callable[[Main], Main]: ...
 
 
@@ -74,9 +77,13 @@ def restartable(main: Callable[..., Any] | None = None, /, **options: Any) -> An
     of the loop), `max_age` (seconds), `max_rss` (bytes): a worker that has reached it is replaced, without a gap and
     not all at the same time: the first two are stretched by a random share, `jitter` at most.
 
-    Call the decorated function in the main thread. Raises OptionError for a wrong option, at once; WrongThreadError and
-    NotRestartableError when it is called. Called inside itself it is the plain function. A forked child is only
-    told to stop.
+    Both: `control`: serve a control socket, for `python -m hotrestart restart` and its like: at the place to which the
+    pid leads (True), at a path of yours, or not at all (False). `pidfile`: a path, where the pid stands for as long as
+    the program runs.
+
+    Call the decorated function in the main thread. Raises OptionError for a wrong option, at once; when it is called,
+    WrongThreadError, NotRestartableError, and PidFileError or AddressError if a path cannot be had. Called inside itself
+    it is the plain function. A forked child is only told to stop.
     """
     checked = Options.checked(options)
 
