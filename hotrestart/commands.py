@@ -1,8 +1,8 @@
 """`restart`, `stop`, `status` and `scale`: the commands that ask a running program for something, and wait.
 
 Their exit statuses are a promise: 0, it is so; 1, it failed, or was refused, and the old code still serves; 3, nobody
-is there, or the program has ended; 4, no answer in time, and it may happen yet. With --json one object is printed,
-whatever happens.
+is there, or the program has ended; 4, no answer in time, and it may happen yet. They hold also if nobody reads what is
+printed. With --json one object is printed, whatever comes of it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from functools import partial
 from time import monotonic
 
 from . import control, showing
-from .errors import ControlError, HotRestartError, OptionError, TimedOutError
+from .errors import ControlError, HotRestartError, TimedOutError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TextIO
 
-__all__ = ["FAILED", "NOBODY", "NO_ANSWER", "OK", "USAGE", "add_to"]
+    Answer = tuple[dict[str, Any], str]  # for machines, and for people
 
-OK, FAILED, USAGE, NOBODY, NO_ANSWER = 0, 1, 2, 3, 4
+__all__ = ["FAILED", "INTERRUPTED", "NOBODY", "NO_ANSWER", "OK", "add_to"]
+
+OK, FAILED, NOBODY, NO_ANSWER, INTERRUPTED = 0, 1, 3, 4, 130
+
+_LONGEST = 1e6  # seconds: poll() takes so many milliseconds, and no more than twice as many
 
 _STATUSES = """\
 exit status:
@@ -33,6 +37,7 @@ exit status:
   2  wrong usage
   3  nobody is there, or the program has ended
   4  no answer within --timeout: it may happen yet
+  130  Ctrl-C: not waiting any longer{left}
 """
 
 _TARGET = "a pid, a pid file, or the path of a control socket"
@@ -86,7 +91,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def _add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
-    ask: Callable[[argparse.Namespace], dict[str, Any]],
+    ask: Callable[[argparse.Namespace], Answer],
     what: str,
     timeout: float,
     *,
@@ -110,66 +115,66 @@ def _add(
     return parser
 
 
-def _run(given: argparse.Namespace, name: str, ask: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
-    answer: dict[str, Any]
+def _run(given: argparse.Namespace, name: str, ask: Callable[[argparse.Namespace], Answer]) -> int:
     began = monotonic()
-    status, answer = OK, {}
+    document: dict[str, Any]
     try:
-        answer = ask(given)
-        if answer.get("ok") is False:
-            status = NOBODY if answer["stage"] == "stop" else FAILED
+        document, text = ask(given)
+        status = OK
+        if document.get("ok") is False:
+            status = NOBODY if document["stage"] == "stop" else FAILED
     except (HotRestartError, OSError) as error:
         status = NO_ANSWER if isinstance(error, TimedOutError) else NOBODY
-        if isinstance(error, (ControlError, OptionError)):
+        if isinstance(error, ControlError):
             status = FAILED
-        answer = {"ok": False, "reason": str(error)}
-        if not given.json:
-            print(f"hotrestart: {error}", file=sys.stderr)
+        document, text = {"ok": False, "reason": str(error)}, str(error)
     except KeyboardInterrupt:
-        print(f"hotrestart: not waiting any longer; the {name} goes on", file=sys.stderr)
-        raise
+        status, text = INTERRUPTED, "not waiting any longer"
+        if name in ("restart", "stop"):
+            text += f"; the {name} goes on"
+        document = {"ok": False, "reason": text}
     if given.json:
         common = {"ok": True, "reason": "", "seconds": monotonic() - began}
-        print(json.dumps({"command": name, "status": status, **common, **answer}))
+        _say(json.dumps({"command": name, "status": status, **common, **document}), sys.stdout)
+    elif status != OK:
+        _say(f"hotrestart: {text}", sys.stderr)
+    elif not given.quiet:
+        _say(text, sys.stdout)
     return status
 
 
-def _restart(given: argparse.Namespace) -> dict[str, Any]:
+def _say(text: str, file: TextIO) -> None:
+    try:
+        print(text, file=file, flush=True)
+    except OSError:  # a reader that has gone, a full disk, a lost terminal: what has happened has happened all the same
+        pass
+
+
+def _restart(given: argparse.Namespace) -> Answer:
     shows_stages = sys.stdout.isatty() and not given.json and not given.quiet
 
     def on_stage(stage: str, generation: int) -> None:
         if shows_stages:
-            print(f"generation {generation}: {stage}", flush=True)
+            _say(f"generation {generation}: {stage}", sys.stdout)
 
     outcome = control.restart(given.target, timeout=given.timeout, on_stage=on_stage)
-    if not given.json:
-        if not outcome.ok:
-            print(f"hotrestart: {showing.outcome(outcome)}", file=sys.stderr)
-        elif not given.quiet:
-            print(showing.outcome(outcome))
-    return outcome.as_document()
+    return outcome.as_document(), showing.outcome(outcome)
 
 
-def _stop(given: argparse.Namespace) -> dict[str, Any]:
+def _stop(given: argparse.Namespace) -> Answer:
     control.stop(given.target, timeout=given.timeout)
-    if not given.json and not given.quiet:
-        print("stopped")
-    return {}
+    return {}, "stopped"
 
 
-def _status(given: argparse.Namespace) -> dict[str, Any]:
+def _status(given: argparse.Namespace) -> Answer:
     document = control.status(given.target, timeout=given.timeout)
-    if not given.json and not given.quiet:
-        print(showing.status(document))
-    return {"program": document}
+    return {"program": document}, showing.status(document)
 
 
-def _scale(given: argparse.Namespace) -> dict[str, Any]:
+def _scale(given: argparse.Namespace) -> Answer:
     name, number = given.number
     workers = control.scale(given.target, timeout=given.timeout, **{name: number})
-    if not given.json and not given.quiet:
-        print(f"{workers} workers wanted")
-    return {"workers": workers}
+    return {"workers": workers}, f"{workers} workers wanted"
 
 
 def _number(text: str) -> tuple[str, int]:
@@ -184,6 +189,6 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 < seconds < 1e9:
-        raise ArgumentTypeError(f"seconds, more than 0, not {text!r}")
+    if not 0 < seconds <= _LONGEST:
+        raise ArgumentTypeError(f"seconds, more than 0 and {_LONGEST:g} at most, not {text!r}")
     return seconds

@@ -82,8 +82,8 @@ def restartable(main: Callable[..., Any] | None = None, /, **options: Any) -> An
     the program runs.
 
     Call the decorated function in the main thread. Raises OptionError for a wrong option, at once; when it is called,
-    WrongThreadError, NotRestartableError, and PidFileError or AddressError if a path cannot be had. Called inside itself
-    it is the plain function. A forked child is only told to stop.
+    WrongThreadError, NotRestartableError, and PidFileError or AddressError if a path cannot be had. Called inside
+    itself it is the plain function. A forked child is only told to stop.
     """
     checked = Options.checked(options)
 

@@ -14,8 +14,11 @@ _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def outcome(told: Outcome) -> str:
-    """Its line, and the end of what the new code said, indented."""
-    return "\n".join([str(told), *(f"    {line}" for line in told.detail.splitlines())])
+    """Its line; if it has failed, the end of what the new code said, indented, and who serves now."""
+    lines = [str(told), *(f"    {line}" for line in told.detail.splitlines())]
+    if not told.ok:
+        lines.append("the program has ended, or ends" if told.stage == "stop" else "the old code still serves")
+    return "\n".join(lines)
 
 
 def status(document: dict[str, Any]) -> str:

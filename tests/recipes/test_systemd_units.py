@@ -38,6 +38,17 @@ TimeoutStopSec=40
 {more}
 """
 
+WAITS = """
+[Service]
+Type=notify
+ExecStart={python} {folder}/app.py {arguments}
+ExecReload={python} -m hotrestart restart $MAINPID
+KillMode=mixed
+TimeoutStopSec=40
+WatchdogSec=30
+Restart=on-failure
+"""
+
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -175,6 +186,28 @@ def test_a_socket_unit_keeps_clients_over_reload_and_restart(box: Box, folder: P
             server.reload(load, 5)
         load.check(5)
         assert box.show(f"{server.name}.socket", "ActiveState") == {"ActiveState": "active"}
+
+
+@kinds
+def test_start_and_reload_wait_for_the_outcome_and_have_it(box: Box, folder: Path, port: int, kind: str) -> None:
+    with Server(box, folder, port, kind, WAITS) as server:
+        server.systemctl("start")
+        pid = server.pid
+        with Load(port) as load:
+            for version in (2, 3):
+                server.deploy_version(version)
+                server.systemctl("reload")
+                with Client(port) as client:
+                    assert client.ask(keep=False) == b"%d" % version
+                server.assert_undisturbed(pid)
+            server.deploy("import there_is_no_such_thing")
+            with pytest.raises(AssertionError, match=r"Job for .* failed"):
+                server.systemctl("reload")
+            server.assert_undisturbed(pid)
+            assert "there_is_no_such_thing" in server.show("StatusText")
+            load.wait_for(server, 3)
+        load.check(3)
+        assert server.stop() == 0
 
 
 BY_HAND = """
