@@ -433,7 +433,8 @@ def test_signals_are_as_they_were_given(run):
     assert run.wait_exit() == 1
     found = dict(re.findall(r"(Sig\w+):\s*(\w+)", run.log()))
     assert int(found["SigBlk"], 16) == 1 << signal.SIGUSR2 - 1
-    assert int(found["SigIgn"], 16) == 1 << signal.SIGHUP - 1
+    glibcs = 1 << 31 | 1 << 32  # two that it keeps to itself, ignored or not as whoever started us has left them
+    assert int(found["SigIgn"], 16) & ~glibcs == 1 << signal.SIGHUP - 1
 
 
 def test_the_directory_is_found_by_its_name_each_time(run):
