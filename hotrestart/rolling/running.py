@@ -12,18 +12,15 @@ import signal
 import sys
 from functools import partial
 
-from .. import listeners, reexec, signals
 from ..address import Address
 from ..errors import AddressError, HotRestartError, OptionError
-from ..options import Options
-from . import bare, desk
-from .readiness import can_notify
-from .ties import Ties
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
+
+    from ..options import Options
 
 __all__ = ["add_to", "run"]
 
@@ -86,6 +83,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
     """Become the supervisor of `given.command`. The exit status if that cannot be; `refuse` is for wrong usage."""
+    from .. import listeners
+    from ..options import Options
+
     argv: list[str] = given.command[1:] if given.command[:1] == ["--"] else given.command
     if not argv:
         refuse("which command? write it after --")
@@ -109,6 +109,10 @@ def run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
 
 
 def _become(options: Options, task: dict[str, Any]) -> NoReturn:
+    from .. import reexec, signals
+    from . import bare, desk
+    from .ties import Ties
+
     prepared = desk.prepare(options)
     reexec.flush_streams()
     is_restart_due = signals.take_held()
@@ -145,12 +149,14 @@ def _parted(text: str) -> tuple[str, str | None]:
 
 
 def _settle(given: argparse.Namespace) -> float | None:
+    from .readiness import can_notify
+
     if given.notify:
         if not can_notify():
             raise OptionError("--notify needs Linux: nothing else tells who has said READY=1")
         return None
-    if not 0 <= given.settle <= given.ready_timeout:
-        raise OptionError(f"--settle is 0 or more seconds, and no more than --ready-timeout, not {given.settle:g}")
+    if not 0 <= given.settle < given.ready_timeout:
+        raise OptionError(f"--settle is 0 or more seconds, and less than --ready-timeout, not {given.settle:g}")
     return float(given.settle)
 
 

@@ -20,15 +20,7 @@ from hotrestart import control
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
 from tests.rolling.programs import Rolling, Traffic, children_of, is_running
 
-FRONT = """
-import argparse, sys
-from hotrestart.rolling.running import add_to
-parser = argparse.ArgumentParser()
-add_to(parser.add_subparsers(required=True))
-options = parser.parse_args()
-sys.exit(options.run(options))
-"""
-RUN = [sys.executable, "-c", FRONT, "run"]
+RUN = [sys.executable, "-m", "hotrestart", "run"]
 SERVER = str(CHECKOUT / "tests" / "apps" / "takes_fds.py")
 STAYS = ["sh", "-c", "exec sleep 1000"]
 
@@ -645,7 +637,7 @@ def refused(*arguments: str) -> tuple[int, str]:
         (["--grace", "-1", "--", "true"], "grace is a number of seconds"),
         (["--grace", "nan", "--", "true"], "grace is a number of seconds"),
         (["--settle", "nan", "--", "true"], "--settle is 0 or more seconds"),
-        (["--settle", "61", "--", "true"], "no more than --ready-timeout"),
+        (["--settle", "60", "--", "true"], "less than --ready-timeout"),
         (["--settle", "1", "--notify", "--", "true"], "not allowed with"),
         (["--stop-signal", "NONE", "--", "true"], "--stop-signal is a name"),
         (["--listen", "8000", "--", "true"], "the host is missing"),
