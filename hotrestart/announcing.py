@@ -116,7 +116,7 @@ class Announcer:
 
         def tell(server: Any) -> None:
             for connection in server.waiting():
-                if connection.ticket <= upto:
+                if connection.ticket is not None and connection.ticket <= upto:
                     connection.conclude(outcome)
 
         if self._server is not None:
@@ -126,11 +126,18 @@ class Announcer:
     def ready(self) -> None:
         """This generation serves."""
         self._ready_at = monotonic()
-        if state.generation > 1 and self._stage:
-            self.note_stage("")
+        if state.generation > 1:
+            if self._stage == "ready":
+                self.note_stage("")
             outcome = self._outcome(True, "ready")
+
+            def tell(server: Any) -> None:
+                for connection in server.waiting():
+                    if connection.ticket is None:  # it has asked a generation before; others want a newer one than this
+                        connection.conclude(outcome)
+
             if self._server is not None:
-                self._server.order(lambda server: server.conclude(outcome))
+                self._server.order(tell)
         if systemd.is_notified():
             systemd.notify("READY=1", f"STATUS=generation {state.generation} serves", *self._watched_as_before())
 

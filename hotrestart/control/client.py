@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["restart", "scale", "status", "stop"]
 
 _LONGEST_ANSWER = 16 * 1024 * 1024  # bytes of a line
+_FOREVER = 2e6  # seconds, 23 days: poll(2) takes an int of milliseconds
 
 
 def restart(
@@ -80,7 +81,7 @@ class _Call:
     """One connection and one request."""
 
     def __init__(self, target: Target, timeout: float | None) -> None:
-        self._deadline = float("inf") if timeout is None else monotonic() + timeout
+        self._deadline = float("inf") if timeout is None or timeout > _FOREVER else monotonic() + timeout
         self._timeout = timeout
         self._socket, self.pid = connect(target, self._deadline)
         self._process = -1
@@ -104,7 +105,7 @@ class _Call:
         try:
             self._socket.sendall(protocol.line(**request))
         except OSError:
-            return
+            pass  # it has hung up, perhaps after a word why
         while (text := self._line()) is not None:
             try:
                 answer: Any = cjson.loads(text.decode())
@@ -155,7 +156,7 @@ class _Call:
         left = self._deadline - monotonic()
         if left == float("inf"):
             return [fd for fd, _ in poll.poll()]
-        return [fd for fd, _ in poll.poll(max(0, int(left * 1000) + 1))] if left > 0 else []
+        return [fd for fd, _ in poll.poll(int(left * 1000) + 1)] if left > 0 else []
 
     def _give_up(self) -> None:
         raise TimedOutError(f"no answer from process {self.pid} within {self._timeout:g} s")

@@ -7,6 +7,8 @@ same pids again and again. A name that is served stays whose it is.
 from __future__ import annotations
 
 import os
+import sys
+from time import sleep
 
 from ..errors import AddressError
 from ..options import LONGEST_SOCKET_PATH
@@ -20,6 +22,7 @@ __all__ = ["Listening"]
 
 _BACKLOG = 128
 _SWEPT = 256  # names that are looked at
+_TRIES, _PAUSE = 200, 0.01  # seconds between them
 
 
 class Listening:
@@ -33,12 +36,14 @@ class Listening:
     @classmethod
     def open(cls, path: str | None) -> Listening:
         """Listen at `path`, or at the place for this process. Raises AddressError."""
-        places = [f"{each}/{whereabouts.name_for(os.getpid())}" for each in _own_folders()]
         if path is not None:
-            fd, inode = _bind(os.path.abspath(path))
-            return cls(fd, os.path.abspath(path), _link(os.path.abspath(path), places), inode)
+            path = os.path.abspath(path)
+            fd, inode = _bind(path)
+            found = cls(fd, path, "", inode)
+            found.be_found()
+            return found
         problem = "there is no folder for it"
-        for place in places:
+        for place in _places():
             try:
                 fd, inode = _bind(place)
                 return cls(fd, place, "", inode)
@@ -50,6 +55,11 @@ class Listening:
     def is_at_our_place(self) -> bool:
         """Whether it is found by the pid alone."""
         return os.path.basename(self.path) == whereabouts.name_for(os.getpid()) and not self.link
+
+    def be_found(self) -> None:
+        """Have our pid lead here, if it can be; to be called again when what was in that place is gone."""
+        if not self.link and not self.is_at_our_place:
+            self.link = _link(self.path)
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> Listening:
@@ -71,20 +81,21 @@ class Listening:
     def close(self) -> None:
         """Take the names away, unless they are somebody else's by now, and close the socket."""
         try:
-            if os.stat(self.path).st_ino == self.inode:
-                if self.link:
-                    os.unlink(self.link)
+            if os.lstat(self.path).st_ino == self.inode:
                 os.unlink(self.path)
+            if self.link and os.readlink(self.link) == self.path:
+                os.unlink(self.link)
         except OSError:
             pass  # gone already, or not ours to remove any more: nobody answers there, and that is what it says
         os.close(self.fd)
 
 
-def _own_folders() -> list[str]:
+def _places() -> list[str]:
+    """Where our pid leads."""
     found = [each for each in whereabouts.folders(os.geteuid(), os.environ) if whereabouts.make_private(each)]
     for folder in found[:1]:
         _sweep(folder)
-    return found
+    return [f"{each}/{whereabouts.name_for(os.getpid())}" for each in found]
 
 
 def _sweep(folder: str) -> None:
@@ -123,9 +134,11 @@ def _bind(path: str) -> tuple[int, int]:
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise AddressError(f"a control socket cannot be at {path!r}: {LONGEST_SOCKET_PATH} bytes are the most")
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    turn = _take_turn(os.path.dirname(path))
     try:
         _clear_away(path)
-        os.fchmod(sock.fileno(), 0o600)  # on Linux the name gets it at once
+        if sys.platform == "linux":
+            os.fchmod(sock.fileno(), 0o600)  # the name gets it at once; elsewhere a socket has no mode
         sock.bind(path)
         os.chmod(path, 0o600)
         sock.listen(_BACKLOG)
@@ -139,6 +152,27 @@ def _bind(path: str) -> tuple[int, int]:
         if isinstance(error, AddressError):
             raise
         raise AddressError(f"a control socket cannot be at {path!r}: {error.strerror}") from None
+    finally:
+        if turn != -1:
+            os.close(turn)
+
+
+def _take_turn(folder: str) -> int:
+    """A lock on the folder, if it can be had: of two programs that start at the same time, one would find the other's
+    socket when nobody listens to it yet, and remove it."""
+    import fcntl
+
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return -1
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            sleep(_PAUSE)
+    return fd
 
 
 def _clear_away(path: str) -> None:
@@ -158,9 +192,9 @@ def _clear_away(path: str) -> None:
         raise AddressError(f"another program is controlled at {path!r}")
 
 
-def _link(path: str, places: list[str]) -> str:
+def _link(path: str) -> str:
     """A name by which the pid leads to `path`, if there can be one."""
-    for place in places:
+    for place in _places():
         try:
             if os.path.lexists(place):
                 _clear_away(place)

@@ -226,12 +226,15 @@ class Server:
             self._watch.unregister(self._listener.fileno())
         self._listener.close()
 
-    def let_go_after_fork(self) -> None:
-        """In a child: the visitors are its parent's. So is an epoll, in which nothing may be unregistered here."""
+    def let_go_after_fork(self) -> set[int]:
+        """In a child: the visitors are its parent's. So is an epoll, in which nothing may be unregistered here. The
+        descriptors that are closed now."""
+        closed = set(self._connections)
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()
         self._listener.close()
+        return closed
 
     def drop(self, connection: Connection) -> None:
         """End a connection."""

@@ -66,7 +66,7 @@ class SignalDriven:
         signal.signal(self._number, lambda _number, _frame: self.nudge())
         if is_new or self._number != signal.SIGURG:
             _call_by_signal(self.listening.fd, self._number)
-        if not is_new and self._somebody_waits():
+        if self._somebody_waits():
             self.nudge()
         _open.append(self)
 
@@ -115,11 +115,12 @@ class SignalDriven:
 
     def let_go_after_fork(self) -> None:
         """In a child: nothing of this is its business."""
-        for fd in (self.listening.fd, *(each["fd"] for each in self._connections)):
+        server, fds = self._server, {self.listening.fd, *(each["fd"] for each in self._connections)}
+        if server is not None:
+            fds -= server.let_go_after_fork()  # the thread may have been about to give them back
+        for fd in fds:
             os.close(fd)
         self._connections = []
-        if self._server is not None:
-            self._server.let_go_after_fork()
         if self._number:
             signal.signal(self._number, signal.SIG_DFL)
 
@@ -167,7 +168,7 @@ class SignalDriven:
             self._serve_for_a_while()  # there was no thread to be had
 
     def _somebody_waits(self) -> bool:
-        """Who has connected during the exec has sent his signal to nobody."""
+        """Who has connected during the exec, or between listening and this, has sent his signal to nobody."""
         import select
 
         poll = select.poll()

@@ -53,6 +53,7 @@ def make_private(folder: str) -> bool:
     """Make the folder if it is not there; whether it is ours alone. Its parent has to be there."""
     try:
         os.mkdir(folder, 0o700)
+        os.chmod(folder, 0o700)  # whatever the umask
     except FileExistsError:
         pass
     except OSError:

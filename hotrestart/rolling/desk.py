@@ -252,6 +252,7 @@ class Desk:
             before.close()
             self._server = self._listening = None
         if new is not None:
+            new.be_found()
             self._serve(new)
 
 
