@@ -1,7 +1,8 @@
 """What `ps` and `top` show: which process of a program is which, and of what generation.
 
 The name of the main thread is what `top` and `ps -o comm` show: 15 bytes, and a file in /proc is all it takes. Where
-setproctitle is installed the whole command line says it too.
+setproctitle is installed the whole command line says it too. (It writes over the environment that /proc shows, unless
+SPT_NOENV is set; then there is less room.)
 """
 
 from __future__ import annotations
@@ -30,4 +31,4 @@ def name(what: str, generation: int) -> None:
         pass
     module = sys.modules.get("setproctitle")
     if module is not None:
-        module.setproctitle(f"{command.first.script or 'hotrestart'}: {what}, generation {generation}")
+        module.setproctitle(f"{what} {generation}: {command.first.script or 'hotrestart'}")

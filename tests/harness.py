@@ -40,6 +40,7 @@ def clean_environment(**more: str) -> dict[str, str]:
     )
     env = {name: value for name, value in os.environ.items() if name not in unwanted}
     env["PYTHONPATH"] = str(CHECKOUT)
+    env["SPT_NOENV"] = "1"  # setproctitle shall not write over the environments by which processes are found
     env.update(more)
     return env
 
