@@ -76,16 +76,16 @@ class Hired(Member):
         """When it will have lived long enough to count as ready."""
 
     @property
-    def is_stuck(self) -> bool:
-        """It has printed more than there is room for."""
-        return isinstance(self.relay, Outlet) and self.relay.is_stuck
+    def outlet(self) -> Outlet | None:
+        """What it prints to standard error comes out there."""
+        return self.relay if isinstance(self.relay, Outlet) else None
 
     def why_it_ended(self, status: int) -> tuple[str, str]:
         """The reason in one line, and the end of what it said."""
-        if not isinstance(self.relay, Outlet):
+        if self.outlet is None:
             return super().why_it_ended(status)
-        self.relay.pump_the_rest()
-        lines = last_words.lines_of(self.relay.tail)
+        self.outlet.pump_the_rest()
+        lines = last_words.lines_of(self.outlet.tail)
         if self.process.state != STARTING:  # an exception further up may be of long ago: only the last line says why
             why, detail = super().why_it_ended(status)
             return (f"{why}: {lines[-1]}" if lines and status > 0 else why), detail

@@ -57,7 +57,9 @@ class Runner(_BareSupervisor):
     def timeout(self) -> float:
         """Seconds until `step` is wanted although nothing is readable."""
         until = min((each.settles_at for each in self._hired()), default=NEVER) - monotonic()
-        stuck = _LOOK_AGAIN if any(each.is_stuck for each in self._hired()) else NEVER
+        stuck = (
+            _LOOK_AGAIN if any(each.outlet is not None and each.outlet.is_stuck for each in self._hired()) else NEVER
+        )
         return max(0.0, min(super().timeout(), until, stuck))
 
     def step(self) -> None:
@@ -67,10 +69,9 @@ class Runner(_BareSupervisor):
         for member in self._hired():
             if now >= member.settles_at:
                 self._is_ready(member)
-            if member.is_stuck and has_room():
-                assert member.relay is not None
-                self._selector.register(member.relay, selectors.EVENT_READ, lambda: None)
-                self._watch_output(member)
+            if member.outlet is not None and member.outlet.is_stuck and has_room():
+                member.outlet.is_stuck = False
+                self._watch_output(member, member.outlet)
 
     def _hired(self) -> list[Hired]:
         return [each for each in self.roster.members.values() if isinstance(each, Hired)]
@@ -86,16 +87,15 @@ class Runner(_BareSupervisor):
 
     # -- what workers say and do -----------------------------------------------------------------------------------
 
-    def _watch_output(self, member: Hired) -> None:
-        assert member.relay is not None
-        self._selector.modify(member.relay, selectors.EVENT_READ, lambda: self._on_output(member))
+    def _watch_output(self, member: Hired, outlet: Outlet) -> None:
+        self._selector.register(outlet, selectors.EVENT_READ, lambda: self._on_output(member, outlet))
 
-    def _on_output(self, member: Hired) -> None:
+    def _on_output(self, member: Hired, outlet: Outlet) -> None:
         """What there is no room for stays where it is, and is not looked at for a while."""
-        if self._is_here(member) and member.relay is not None:
-            member.relay.pump()
-            if member.relay.has_ended or member.is_stuck:
-                self._selector.unregister(member.relay)
+        if self._is_here(member):
+            outlet.pump()
+            if outlet.has_ended or outlet.is_stuck:
+                self._selector.unregister(outlet)
 
     def _on_notification(self, member: Hired) -> None:
         notify = member.notify if self._is_here(member) else None
@@ -124,7 +124,9 @@ class Runner(_BareSupervisor):
         member = self.roster.members.get(process.id)
         if not isinstance(member, Hired):
             return  # it could not be started
-        self._watch_output(member)
+        if member.outlet is not None:
+            self._selector.unregister(member.outlet)  # the roster would read what there is no room for
+            self._watch_output(member, member.outlet)
         if member.notify is not None:
             self._selector.register(member.notify, selectors.EVENT_READ, lambda: self._on_notification(member))
         if process.is_server:

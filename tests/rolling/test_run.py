@@ -187,8 +187,8 @@ def test_a_broken_release_is_rolled_back_with_the_reason(run):
 
 
 def test_a_command_that_has_gone_is_named_and_the_old_goes_on(run):
-    release(run.folder, "good", WAITS)
-    run.begin("--settle", "0.1", command=["current/worker"])
+    release(run.folder, "good", 'notify(b"READY=1")' + WAITS)
+    run.begin("--notify", command=["current/worker"])
     old = run.wait_count(1)
     (run.folder / "current").unlink()
     run.hup()
@@ -250,6 +250,17 @@ def test_a_worker_that_has_lived_long_enough_is_replaced_without_a_gap(run):
     old = run.wait_count(2)
     with Traffic(run):
         run.wait_until(lambda: not old & set(run.workers()), "others")
+
+
+def test_a_worker_that_cannot_be_replaced_is_tried_again_and_the_log_says_why(run):
+    release(run.folder, "good", 'notify(b"READY=1")' + WAITS)
+    run.begin("--notify", command=["current/worker"])
+    [worker] = run.workers()
+    (run.folder / "current").unlink()
+    run.kill(worker)
+    run.wait_log("hotrestart: current/worker cannot be started: No such file or directory", count=2)
+    (run.folder / "current").symlink_to("good")
+    run.wait_count(1)
 
 
 def test_a_worker_that_dies_is_replaced(run):
