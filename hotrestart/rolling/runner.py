@@ -57,10 +57,8 @@ class Runner(_BareSupervisor):
     def timeout(self) -> float:
         """Seconds until `step` is wanted although nothing is readable."""
         until = min((each.settles_at for each in self._hired()), default=NEVER) - monotonic()
-        stuck = (
-            _LOOK_AGAIN if any(each.outlet is not None and each.outlet.is_stuck for each in self._hired()) else NEVER
-        )
-        return max(0.0, min(super().timeout(), until, stuck))
+        is_any_stuck = any(each.outlet is not None and each.outlet.is_stuck for each in self._hired())
+        return max(0.0, min(super().timeout(), until, _LOOK_AGAIN if is_any_stuck else NEVER))
 
     def step(self) -> None:
         """Do what there is to do. Never blocks."""
