@@ -48,7 +48,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "run",
         help="a command under a supervisor: restarted without a gap, and without a line of change",
         usage="%(prog)s [options] -- COMMAND [ARGUMENT...]",
-        description="Run a command in one worker or several. On HUP, new ones are started beside the old, which are "
+        description="Run a command in one worker or several. On HUP, new ones are started beside the old, which are\n"
         "told to end once all the new are ready; if a new one fails before, the old go on.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
