@@ -146,8 +146,13 @@ class Program:
 
     def fds(self) -> list[str]:
         """The open descriptors, as "number -> target"."""
-        folder = Path(f"/proc/{self.pid}/fd")
-        return sorted(f"{entry.name} -> {os.readlink(entry)}" for entry in folder.iterdir())
+        found = []
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            try:
+                found.append(f"{entry.name} -> {os.readlink(entry)}")
+            except FileNotFoundError:
+                continue  # closed just now
+        return sorted(found)
 
     def children(self) -> list[int]:
         """The pids of its children, zombies included."""
