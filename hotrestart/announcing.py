@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from . import log, state, systemd, takeover
+from . import command, log, state, systemd, takeover
 from .errors import HotRestartError
 
 TYPE_CHECKING = False
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .pidfile import PidFile
 
 __all__ = ["Announcer"]
+
+_SLACK = 10.0  # seconds over what a stage may take
 
 
 class Announcer:
@@ -44,6 +46,7 @@ class Announcer:
         self._stages: dict[str, float] = left.get("stages", {})
         self._stage, self._stage_began = "load" if left else "", left.get("handed_over", now)
         self._is_watched_for_longer: bool = left.get("is_watched_for_longer", False)
+        self._has_told_of_the_stop = False
 
     def open(self) -> None:
         """Take the pid file, and listen. Raises what is wrong with a path that was asked for, in the first generation;
@@ -58,12 +61,17 @@ class Announcer:
             log.error(str(error))
         if self._left:
             self.note_stage("ready")
+            if self._is_systemd_ours:  # once more: whoever has asked since the last time is served by this one, too
+                systemd.reloading(f"generation {state.generation} gets ready")
+                systemd.extend_timeout(self._options.ready_timeout + _SLACK)
         self._left = {}
 
     def close(self, error: BaseException | None, *, for_good: bool) -> None:
         """The main loop is over, and no restart follows. Whoever waits for the end of the process will see it."""
-        if state.reason == "stop":
-            systemd.notify("STOPPING=1")
+        if self._is_systemd_ours and (for_good or state.reason == "stop"):
+            self._tell_of_the_stop()
+        elif self._is_systemd_ours and self._stage:
+            systemd.notify("READY=1", "STATUS=no restart: the loop is over")
         server, self._server = self._server, None
         if server is not None:
             why = _why(error) if state.reason is None else ("stop", "the program stops", "")
@@ -93,21 +101,27 @@ class Announcer:
             self._server.order(lambda server: server.tell_stage(stage, generation))
 
     def tell_systemd(self) -> None:
-        """What the stage means for systemd. Not in a signal handler."""
-        if not systemd.is_notified():
+        """What the stage means for systemd. It may take a moment.
+
+        Each stage is told as RELOADING, though one is enough for a reload: one that was asked for since, and is served
+        by the same restart, has to be told of at a later time than its own (`Type=notify-reload`).
+        """
+        if not self._is_systemd_ours:
             return
         if state.reason == "stop":
-            systemd.notify("STOPPING=1", "STATUS=stopping")
-            systemd.extend_timeout(self._options.grace)
+            self._tell_of_the_stop()
         elif self._stage == "preflight":
             systemd.reloading(f"generation {self._coming} on trial")
+            systemd.extend_timeout(self._options.ready_timeout + _SLACK)
         elif self._stage == "drain":
             systemd.reloading(f"generation {state.generation} finishes its work")
-            longest = self._options.grace + self._options.ready_timeout
+            longest = self._options.grace + self._options.ready_timeout + _SLACK
             systemd.extend_timeout(longest)
             period = systemd.watchdog()
-            if period is not None and 2 * period < longest:  # nobody can be asked for a sign of life in the meantime
-                self._is_watched_for_longer = systemd.notify("WATCHDOG=1", f"WATCHDOG_USEC={round(longest * 1e6)}")
+            if period is not None:  # nobody can be asked for a sign of life in the meantime
+                self._is_watched_for_longer = 2 * period < longest
+                more = [f"WATCHDOG_USEC={round(longest * 1e6)}"] if self._is_watched_for_longer else []
+                systemd.notify("WATCHDOG=1", *more)
 
     def refused(self, reason: str, detail: str, upto: int) -> None:
         """The old generation goes on; told to those whose tickets are not above `upto`."""
@@ -121,7 +135,9 @@ class Announcer:
 
         if self._server is not None:
             self._server.order(tell)
-        systemd.notify("READY=1", f"STATUS=generation {state.generation} goes on: {reason}")
+        if self._is_systemd_ours:  # asked for before it was ready, it is none the readier for it
+            is_ready = ["READY=1"] if self._ready_at is not None else []
+            systemd.notify(*is_ready, f"STATUS=generation {state.generation} goes on: {reason}")
 
     def ready(self) -> None:
         """This generation serves."""
@@ -138,7 +154,7 @@ class Announcer:
 
             if self._server is not None:
                 self._server.order(tell)
-        if systemd.is_notified():
+        if self._is_systemd_ours:
             systemd.notify("READY=1", f"STATUS=generation {state.generation} serves", *self._watched_as_before())
 
     def hand_over(self) -> tuple[dict[str, Any], set[int]]:
@@ -197,6 +213,17 @@ class Announcer:
         return reporting.in_place(self._started, self._ready_at, self._stage, self._last)
 
     # -- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_systemd_ours(self) -> bool:
+        """Not in a forked child: it has the variables, but is not what systemd looks after."""
+        return systemd.is_notified() and os.getpid() == command.first.pid
+
+    def _tell_of_the_stop(self) -> None:
+        if not self._has_told_of_the_stop:
+            self._has_told_of_the_stop = True
+            systemd.notify("STOPPING=1", "STATUS=stopping")
+            systemd.extend_timeout(self._options.grace + _SLACK)
 
     @property
     def _coming(self) -> int:

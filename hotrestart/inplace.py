@@ -247,6 +247,8 @@ class InPlace:
 
                 self._drain_runs.release()
                 log.last_words(f"grace is not watched, on_stop callbacks are not called: {error}")
+        elif why == "stop":  # which the drain of a restart turns into
+            self.announcer.tell_systemd()
 
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""

@@ -177,13 +177,13 @@ class Desk:
                 systemd.reloading(f"generation {number}: load")
             systemd.notify(f"STATUS=generation {number}: {stage}")
             if options is not None:
-                systemd.extend_timeout((options.soak if stage == "soak" else options.ready_timeout) + _SLACK)
+                systemd.extend_timeout(_longest(stage, options) + _SLACK)
 
     def tell_outcome(self, outcome: Outcome) -> None:
         """A restart has ended, for better or worse."""
         self._last = outcome.as_document()
         rollout = self._supervisor.rollout
-        if self._is_systemd_ours and rollout.current:
+        if self._is_systemd_ours and rollout.current and not rollout.is_stopping:
             status = f"generation {rollout.current} serves"
             systemd.notify("READY=1", f"STATUS={status}" if outcome.ok else f"STATUS={status}; {outcome}")
 
@@ -254,6 +254,15 @@ class Desk:
         if new is not None:
             new.be_found()
             self._serve(new)
+
+
+def _longest(stage: str, options: Options) -> float:
+    """How many seconds a stage may last. Workers may have to wait until old ones, in whose place they come, have ended;
+    and with `batch`, again for each batch."""
+    if stage != "ready":
+        return options.soak if stage == "soak" else options.ready_timeout
+    workers = options.workers or 1
+    return -(-workers // (options.batch or workers)) * (options.grace + options.ready_timeout)
 
 
 def _listen(control: bool | str) -> Listening | None:
