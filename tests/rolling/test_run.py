@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from functools import partial
@@ -291,6 +292,7 @@ def test_who_ignores_term_is_killed_after_grace(run):
     run.term()
     assert run.wait_exit() == 0
     assert "it does not end; killing it" in run.log()
+    assert "aborting" not in run.log()  # it would dump its core
 
 
 def test_another_signal_may_ask_for_the_end(run):
@@ -487,6 +489,8 @@ def test_nothing_that_a_worker_prints_to_standard_error_is_lost_if_it_is_read_sl
     env = clean_environment(REPORT=str(run.report_file))
     with subprocess.Popen(command, env=env, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         found = 0
+        patience = threading.Timer(PATIENCE, process.kill)
+        patience.start()
         try:
             assert process.stderr is not None
             for line in process.stderr:
@@ -500,6 +504,7 @@ def test_nothing_that_a_worker_prints_to_standard_error_is_lost_if_it_is_read_sl
         finally:
             process.terminate()
             process.stderr.read()
+            patience.cancel()
     assert found == count
 
 
