@@ -15,6 +15,7 @@ from .rolling import running
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 __all__ = ["main"]
 
@@ -30,17 +31,31 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in `arguments` (default: this process's own); its exit status. SystemExit(2) for wrong usage."""
+    _open_missing_streams()
     options = _parser().parse_args(arguments)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed by whoever started us, and there to the end
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has seen enough; do not meet it again in the flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:  # whoever read the output has seen enough
+        status = 1
     except KeyboardInterrupt:
-        return 130
+        status = 130
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"hotrestart: standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # do not meet it again in the flush at exit
     return status
+
+
+def _open_missing_streams() -> None:
+    """Those that whoever started us has closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - there to the end
+    reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")  # a path of any bytes can be shown
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,12 +32,12 @@ _LONGEST = 1e6  # seconds: poll() takes so many milliseconds, and no more than t
 
 _STATUSES = """\
 exit status:
-  0  {done}
-  1  {failed}
-  2  wrong usage
-  3  nobody is there, or the program has ended
-  4  no answer within --timeout: it may happen yet
-  130  Ctrl-C: not waiting any longer{left}
+  0    {done}
+  1    {failed}
+  2    wrong usage
+  3    nobody is there, or the program has ended
+  4    no answer within --timeout: it may happen yet
+  130  Ctrl-C: it may happen yet
 """
 
 _TARGET = "a pid, a pid file, or the path of a control socket"
@@ -190,5 +190,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds <= _LONGEST:
-        raise ArgumentTypeError(f"seconds, more than 0 and {_LONGEST:g} at most, not {text!r}")
+        raise ArgumentTypeError(f"seconds, more than 0 and {_LONGEST:.0f} at most, not {text!r}")
     return seconds

@@ -32,7 +32,8 @@ def status(document: dict[str, Any]) -> str:
     if document["kind"] != "in place" and missing > 0:
         lines.append(f"{document['wanted']} wanted, {missing} of them not ready")
     if document["last"]:
-        lines += ["", f"last restart: {_line_of(document['last'])}"]
+        what = "start" if document["last"]["generation"] == 1 else "last restart"
+        lines += ["", f"{what}: {_line_of(document['last'])}"]
     return "\n".join(lines)
 
 
