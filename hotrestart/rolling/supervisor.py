@@ -212,6 +212,8 @@ class Supervisor:
                 self._happened("ended", process, "its fork server is gone")
         except Exception as error:  # no descriptors, no processes, no memory: whatever it is, it is no reason to die
             why = f"{self.program.executable} cannot be started: {getattr(error, 'strerror', None) or error}"
+            if process.generation == self.rollout.current:  # what ends in the coming generation is told by the outcome
+                log.error(why)
             self._happened("ended", process, why)
 
     def _launch(self, process: Process) -> Member:
