@@ -14,6 +14,7 @@ from . import command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import (
+        aio,
         control,
         errors,
         fds,
@@ -47,6 +48,7 @@ __all__ = [
     "Outcome",
     "Sleeper",
     "Supervisor",
+    "aio",
     "bequeath",
     "command",
     "control",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .aio import AsyncWorkerLoop
     from .role import Role
     from .rolling.beats import Pulse
     from .sleeper import File, Sleeper
@@ -61,7 +62,7 @@ def worker_loop(
 class WorkerLoop:
     """What `worker_loop()` gives: read `running` each turn, or iterate; sleep and wait only through it."""
 
-    __slots__ = ("_around", "_program")
+    __slots__ = ("_around", "_in_async", "_program")
 
     _program: Role
 
@@ -99,6 +100,16 @@ class WorkerLoop:
         the blocking call: a blocking call itself is not ended by a signal (PEP 475).
         """
         return self._sleeper().wait(*files, timeout=timeout)
+
+    async def __aenter__(self) -> AsyncWorkerLoop:
+        """As `__enter__`, with `await loop.stopping()`, `await loop.sleep(...)`: see `aio`."""
+        from .aio import AsyncWorkerLoop
+
+        self._in_async = AsyncWorkerLoop(self)
+        return await self._in_async.__aenter__()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await self._in_async.__aexit__(kind, error, trace)
 
     def fileno(self) -> int:
         """A descriptor that is readable once the program is asked to end, for an event loop of your own."""

@@ -79,6 +79,12 @@ class Sleeper:
             self._nudges = _Pipe()
         return self._nudges.write_end
 
+    def nudge_fileno(self) -> int:
+        """A descriptor that is readable when something was written to `wakeup_fd()`; -1 if nobody has asked for that.
+
+        For an event loop of your own: read it empty, and Python has run its signal handlers meanwhile."""
+        return -1 if self._nudges is None else self._nudges.read_end
+
     def wake(self, *, for_good: bool = False) -> None:
         """End every sleep that is under way; if there is none, the next one ends at once.
 

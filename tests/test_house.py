@@ -21,7 +21,7 @@ FLOORS = [
     "errors state log cjson exits callbacks fds address sleeper command systemd bytecode options outcome leash role titles",
     "signals listeners processes last_words inheritance pids pidfile",
     "reporting control takeover announcing preflight reexec grace inplace rolling",
-    "program loop serving",
+    "program aio loop serving",
     "demo showing commands __main__",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]

@@ -39,10 +39,15 @@ class Beats:
 class Pulse:
     """A worker's own number. Only the loop of the thread that has made it counts: others may read `running` as well."""
 
-    __slots__ = ("_limit", "_numbers", "_place", "_retire", "_thread", "_turns")
+    __slots__ = ("_limit", "_numbers", "_place", "_retire", "_thread", "_turns", "period")
 
-    def __init__(self, beats: Beats, place: int, limit: int, retire: Callable[[], None]) -> None:
-        """`retire` is called after `limit` turns (0: never)."""
+    def __init__(
+        self, beats: Beats, place: int, limit: int, retire: Callable[[], None], *, timeout: float | None = None
+    ) -> None:
+        """`retire` is called after `limit` turns (0: never). `timeout`: seconds after which the supervisor holds it for
+        hung."""
+        self.period = None if timeout is None else timeout / 4
+        """Seconds between two beats for a loop that sleeps out of our sight; None if nobody looks."""
         self._numbers, self._place, self._limit, self._retire = beats.numbers, place, limit, retire
         self._turns, self._thread = 0, get_ident()
 
@@ -50,11 +55,16 @@ class Pulse:
         """The loop begins another turn."""
         if get_ident() != self._thread:
             return
-        number = self._numbers[self._place]
-        self._numbers[self._place] = number + 1 + number % 2
+        self.beat()
         self._turns += 1
         if self._turns == self._limit:
             self._retire()
+
+    def beat(self) -> None:
+        """It is alive, and at work: without counting a turn."""
+        if get_ident() == self._thread:
+            number = self._numbers[self._place]
+            self._numbers[self._place] = number + 1 + number % 2
 
     def rest(self) -> None:
         """What follows may last: a sleep, a wait, the time before and after the loop."""
