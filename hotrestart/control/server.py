@@ -199,6 +199,8 @@ class Server:
             self._carry_out(connection, asked.pop("request"), asked)
         except (ValueError, HotRestartError) as error:
             connection.finish(error=str(error))
+        except Exception as error:  # whatever it is, it is the problem of who has asked
+            connection.finish(error=f"that did not work: {error!r}")
 
     def let_go(self) -> list[dict[str, Any]]:
         """Stop serving. The connections that are there, whose descriptors stay open, for another server to take up."""
