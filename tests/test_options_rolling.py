@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,7 +108,26 @@ def test_too_many_workers_are_told_how_many_there_may_be() -> None:
 
 
 def test_there_is_an_option_for_each_of_these_and_no_other() -> None:
-    assert sorted([*COUNTS, *SECONDS, *POSITIVE_OR_NONE, *FLAGS]) == sorted(Options.__slots__)
+    assert sorted([*COUNTS, *SECONDS, *POSITIVE_OR_NONE, *FLAGS, "control", "pidfile"]) == sorted(Options.__slots__)
+
+
+@pytest.mark.parametrize("name", ["control", "pidfile"])
+def test_a_path_is_absolute_from_the_beginning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("app.x", Path("app.x"), f"{tmp_path}/y/../app.x"):
+        assert getattr(Options(**{name: path}), name) == f"{tmp_path}/app.x"
+
+
+@pytest.mark.parametrize("name", ["control", "pidfile"])
+@pytest.mark.parametrize("value", ["", 1, b"/app.x", "a\0b", [], 0.5], ids=repr)
+def test_what_is_no_path_is_refused(name: str, value: Any) -> None:
+    refused(name, value, "a path")
+
+
+def test_a_control_socket_s_path_has_to_fit_into_an_address() -> None:
+    assert Options(control="/" + "x" * 102).control == "/" + "x" * 102
+    with pytest.raises(OptionError, match="too long"):
+        Options(control="/" + "x" * 103)
 
 
 @given(st.text(min_size=1).filter(lambda name: name not in Options.__slots__))
@@ -136,6 +156,8 @@ def test_the_others_do_something_without_workers_too(name: str) -> None:
 def test_the_defaults() -> None:
     assert Options().as_document() == {
         "workers": None,
+        "control": True,
+        "pidfile": None,
         "preload": True,
         "preflight": True,
         "ready_timeout": 60.0,
