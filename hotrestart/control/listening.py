@@ -28,10 +28,11 @@ _TRIES, _PAUSE = 200, 0.01  # seconds between them
 class Listening:
     """A listening control socket and the names that lead to it: its own `path`, and a symbolic `link` or ""."""
 
-    __slots__ = ("fd", "inode", "link", "path")
+    __slots__ = ("_socket", "fd", "inode", "link", "path")
 
     def __init__(self, fd: int, path: str, link: str, inode: int) -> None:
         self.fd, self.path, self.link, self.inode = fd, path, link, inode
+        self._socket = os.fstat(fd).st_ino
 
     @classmethod
     def open(cls, path: str | None) -> Listening:
@@ -64,22 +65,37 @@ class Listening:
     @classmethod
     def of(cls, document: dict[str, Any]) -> Listening:
         """The one that `as_document` has put down, before an exec. Raises OSError if the descriptor is not it."""
-        if os.fstat(document["fd"]).st_ino != document["socket"]:
-            raise OSError(f"descriptor {document['fd']} is another file by now")
-        os.set_inheritable(document["fd"], False)
-        return cls(document["fd"], document["path"], document["link"], document["inode"])
+        left = cls(document["fd"], document["path"], document["link"], document["inode"])
+        left._socket = document["socket"]
+        left._check()
+        os.set_inheritable(left.fd, False)
+        return left
+
+    def _check(self) -> None:
+        if os.fstat(self.fd).st_ino != self._socket:
+            raise OSError(f"descriptor {self.fd} is another file by now")
 
     def is_as(self, wanted: bool | str) -> bool:
         """Whether it is what the option `control` asks for."""
         return self.path == wanted if isinstance(wanted, str) else wanted and self.is_at_our_place
 
     def as_document(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        socket = os.fstat(self.fd).st_ino
-        return {"fd": self.fd, "path": self.path, "link": self.link, "inode": self.inode, "socket": socket}
+        """As plain data, for JSON. Raises OSError if somebody else has closed the descriptor."""
+        self._check()
+        document = {"fd": self.fd, "path": self.path, "link": self.link}
+        return {**document, "inode": self.inode, "socket": self._socket}
 
     def close(self) -> None:
-        """Take the names away, unless they are somebody else's by now, and close the socket."""
+        """Take the names away, and close the socket."""
+        self.disappear()
+        try:
+            self._check()
+            os.close(self.fd)
+        except OSError:
+            pass  # somebody else has closed it, and may have another file there
+
+    def disappear(self) -> None:
+        """Take the names away, unless they are somebody else's by now. In any thread."""
         try:
             if os.lstat(self.path).st_ino == self.inode:
                 os.unlink(self.path)
@@ -87,7 +103,6 @@ class Listening:
                 os.unlink(self.link)
         except OSError:
             pass  # gone already, or not ours to remove any more: nobody answers there, and that is what it says
-        os.close(self.fd)
 
 
 def _places() -> list[str]:

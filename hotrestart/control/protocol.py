@@ -42,10 +42,10 @@ def request(text: bytes) -> dict[str, Any]:
         raise ValueError('a request is a JSON object, as {"request": "restart"}')
     fields = _FIELDS.get(asked["request"])
     if fields is None:
-        raise ValueError(f"{asked['request'][:40]!r} cannot be asked for; there are {', '.join(_FIELDS)}")
+        raise ValueError(f"{asked['request'][:20]!r} cannot be asked for; there are {', '.join(_FIELDS)}")
     unknown = sorted(asked.keys() - {*fields, "request"})
     if unknown:
-        raise ValueError(f"{asked['request']} has no {unknown[0][:40]!r}")
+        raise ValueError(f"{asked['request']} has no {unknown[0][:20]!r}")
     numbers = [asked[name] for name in fields if name in asked]
     if len(numbers) != bool(fields) or not all(type(each) is int and abs(each) < _MANY for each in numbers):
         raise ValueError(f"{asked['request']} takes one number: {' or '.join(fields)}")

@@ -149,7 +149,7 @@ class Server:
     ) -> None:
         """`listener`: a descriptor, which stays the caller's. `connections`: what another server has let go of."""
         self._program = program
-        self._listener = _socket.socket(fileno=os.dup(listener))
+        self._listener = _socket.socket(fileno=listener)
         self._listener.setblocking(False)
         self._connections: dict[int, Connection] = {}
         self._watch = watch
@@ -226,7 +226,7 @@ class Server:
             self.drop(connection)
         if not self._deaf_until:
             self._watch.unregister(self._listener.fileno())
-        self._listener.close()
+        self._listener.detach()
 
     def let_go_after_fork(self) -> set[int]:
         """In a child: the visitors are its parent's. So is an epoll, in which nothing may be unregistered here. The
@@ -235,7 +235,7 @@ class Server:
         for connection in self._connections.values():
             connection.socket.close()
         self._connections.clear()
-        self._listener.close()
+        self._listener.detach()
         return closed
 
     def drop(self, connection: Connection) -> None:

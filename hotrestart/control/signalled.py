@@ -88,7 +88,8 @@ class SignalDriven:
             self._runs.release()  # no thread to be had; the next who asks tries again
 
     def hand_over(self) -> tuple[dict[str, Any], set[int]]:
-        """Stop serving for an exec: what the next generation has to know, and the descriptors. `resume` undoes it."""
+        """Stop serving for an exec: what the next generation has to know, and the descriptors. `resume` undoes it.
+        Raises OSError if somebody else has closed the listening socket."""
         self._stop_the_thread()
         if self._number not in (0, signal.SIGURG):
             _call_by_signal(self.listening.fd, signal.SIGURG)  # any other would end the new generation while it boots
@@ -147,11 +148,11 @@ class SignalDriven:
         self._connections = []
         try:
             poll.turn(0.0)
+            self._do_what_is_ordered(server)
             while server.has_company and not self._is_paused:
-                self._do_what_is_ordered(server)
                 poll.turn(server.deadline - monotonic())
                 server.look(monotonic())
-            self._do_what_is_ordered(server)
+                self._do_what_is_ordered(server)
         finally:
             self._connections = server.let_go()
             self._server = None
