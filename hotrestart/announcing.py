@@ -8,6 +8,7 @@ ends with the process, and that is an answer too.
 from __future__ import annotations
 
 import os
+from _thread import get_ident
 from time import monotonic
 
 from . import command, log, state, systemd, takeover
@@ -85,6 +86,8 @@ class Announcer:
         """The process ends now, or is a program of ours no longer. In any thread."""
         if self._pidfile is not None:
             self._pidfile.remove()
+        if self._server is not None:
+            self._server.listening.disappear()
 
     # -- what happens to a restart ----------------------------------------------------------------------------------
 
@@ -154,7 +157,8 @@ class Announcer:
 
             if self._server is not None:
                 self._server.order(tell)
-        if self._is_systemd_ours:
+        self._leave_if_unwanted()
+        if self._is_systemd_ours and state.reason != "stop":
             systemd.notify("READY=1", f"STATUS=generation {state.generation} serves", *self._watched_as_before())
 
     def hand_over(self) -> tuple[dict[str, Any], set[int]]:
@@ -173,9 +177,12 @@ class Announcer:
             document["pidfile"] = self._pidfile.as_document()
             fds.add(self._pidfile.fd)
         if self._server is not None:
-            server, of_server = self._server.hand_over()
-            document.update(server)
-            fds |= of_server
+            try:
+                server, of_server = self._server.hand_over()
+                document.update(server)
+                fds |= of_server
+            except OSError:
+                self._server.listening.disappear()  # somebody closes all descriptors: the next generation has its own
         return {**document, "fds": sorted(fds)}, fds
 
     def resume(self) -> None:
@@ -273,18 +280,28 @@ class Announcer:
         from .control.listening import Listening
         from .control.signalled import SignalDriven
 
-        listening = Listening.of(left) if left else None
-        if listening is not None and not listening.is_as(wanted):
+        try:
+            listening = Listening.of(left) if left else None
+        except OSError:
+            listening = None  # closed on the way
+        connections = self._left.get("connections", [])
+        if listening is not None and not listening.is_as(wanted) and not (wanted is False and connections):
             listening.close()
             listening = None
         is_new = listening is None
-        if wanted is False:
-            for each in self._left["connections"]:
-                os.close(each["fd"])
+        if wanted is False and is_new:
             return
-        listening = listening or Listening.open(None if wanted is True else wanted)
-        self._server = SignalDriven(listening, self, self._left.get("connections", []))
+        listening = listening or Listening.open(wanted if isinstance(wanted, str) else None)
+        if wanted is False:
+            listening.disappear()  # those who wait are told, and nobody else comes
+        self._server = SignalDriven(listening, self, connections)
         self._server.begin(is_new=is_new)
+
+    def _leave_if_unwanted(self) -> None:
+        is_main = get_ident() == self._program.main_thread
+        if self._options.control is False and self._server is not None and is_main:
+            self._server.close()
+            self._server = None
 
 
 def _why(error: BaseException | None) -> tuple[str, str, str]:
