@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 
-from . import __version__, commands
+from . import __version__, commands, watching
 from .rolling import running
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ examples:
   python3 -m hotrestart status /run/app.pid
   python3 -m hotrestart run --workers 2 --listen 127.0.0.1:8000 -- uvicorn --fd 3 app:app
                                                   the same for a command that knows nothing of hotrestart
+  python3 -m hotrestart watch -- python3 app.py   for development: restart whenever a file changes
 """
 
 
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_to(subparsers)
     running.add_to(subparsers)
+    watching.add_to(subparsers)
     _add_demo(subparsers)
     return parser
 

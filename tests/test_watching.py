@@ -1,0 +1,130 @@
+"""`watch`: what counts as a change, and a real program that is restarted by it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotrestart.watching import changed, snapshot
+from tests.harness import Program
+
+pytestmark = pytest.mark.core
+
+SERVES = """
+import hotrestart
+@hotrestart.restartable({options})
+def main():
+    with hotrestart.worker_loop() as loop:
+        report(ready={version})
+        while loop.running:
+            loop.sleep(60)
+main()
+"""
+KINDS = pytest.mark.parametrize("options", ["", "workers=1"], ids=["in place", "rolling"])
+
+
+def touched(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+
+def seen(folder: Path, *patterns: str) -> set[str]:
+    return {str(Path(path).relative_to(folder)) for path in snapshot([str(folder)], patterns or ["*.py"])}
+
+
+def test_only_files_of_these_names_count_and_no_folder_that_is_nobody_s_source(tmp_path: Path) -> None:
+    touched(tmp_path / "a.py", tmp_path / "b/c.py", tmp_path / "d.toml", tmp_path / "b/__pycache__/x.py")
+    touched(
+        tmp_path / ".git/x.py", tmp_path / "env/pyvenv.cfg", tmp_path / "env/lib/x.py", tmp_path / "node_modules/x.py"
+    )
+    assert seen(tmp_path) == {"a.py", "b/c.py"}
+    assert seen(tmp_path, "*.py", "*.toml") == {"a.py", "b/c.py", "d.toml"}
+
+
+def test_a_change_is_new_content_another_file_of_the_same_time_and_size_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    touched(path)
+    states = [snapshot([str(tmp_path)], ["*.py"])]
+    path.write_text("1")
+    states.append(snapshot([str(tmp_path)], ["*.py"]))
+    status = path.stat()
+    (tmp_path / "new").write_text("2")
+    os.utime(tmp_path / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (tmp_path / "new").rename(path)
+    states.append(snapshot([str(tmp_path)], ["*.py"]))
+    path.unlink()
+    states.append(snapshot([str(tmp_path)], ["*.py"]))
+    for before, now in zip(states, states[1:], strict=False):
+        assert changed(before, now) == [str(path)]
+    assert changed(states[0], dict(states[0])) == []
+
+
+SNAPSHOTS = st.dictionaries(st.sampled_from("abcd"), st.tuples(*[st.integers(0, 2)] * 3))
+
+
+@given(SNAPSHOTS, SNAPSHOTS)
+def test_what_has_changed_is_what_differs_both_ways(
+    before: dict[str, tuple[int, int, int]], now: dict[str, tuple[int, int, int]]
+) -> None:
+    assert changed(before, now) == changed(now, before)
+    assert bool(changed(before, now)) == (before != now)
+    assert not changed(now, now)
+
+
+def watch(program: Program, options: str) -> None:
+    program.deploy(SERVES.format(version=1, options=options))
+    program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    program.wait_report(ready=1)
+
+
+@KINDS
+def test_a_changed_program_is_restarted_and_one_that_does_not_load_is_shown(program: Program, options: str) -> None:
+    watch(program, options)
+    program.deploy(SERVES.format(version=2, options=options))
+    program.wait_report(ready=2)
+    program.wait_log("generation 2 serves")
+    program.deploy("1 / 0")
+    log = program.wait_log("failed at stage")
+    assert "ZeroDivisionError" in log
+    program.deploy(SERVES.format(version=3, options=options))
+    program.wait_report(ready=3)
+    program.term()
+    assert program.wait_exit() == 0
+
+
+@KINDS
+@pytest.mark.parametrize("to", ["us", "all"])
+def test_ctrl_c_ends_both_in_peace(program: Program, options: str, to: str) -> None:
+    program.deploy(SERVES.format(version=1, options=options).replace("main()\n", "main()\nreport(ended=True)\n"))
+    command = ("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    program.start(*command, start_new_session=True)
+    program.wait_report(ready=1)
+    if to == "all":
+        os.killpg(program.pid, signal.SIGINT)
+    else:
+        os.kill(program.pid, signal.SIGINT)
+    assert program.wait_exit() == 130
+    if not options:
+        assert program.reports(ended=True)
+    assert "Traceback" not in program.log()
+
+
+def test_it_ends_with_the_status_of_the_program(program: Program) -> None:
+    program.deploy("import sys; sys.exit(7)")
+    program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    assert program.wait_exit() == 7
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--"], ["--dir", "nowhere", "--", "true"], ["--", "no-such-command"]], ids=str
+)
+def test_wrong_usage_is_told(program: Program, arguments: list[str]) -> None:
+    program.start("-m", "hotrestart", "watch", *arguments)
+    assert program.wait_exit() == 2
+    assert "error: " in program.log()
