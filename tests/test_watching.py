@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_change_is_new_content_another_file_of_the_same_time_and_size_or_none(
     states.append(snapshot([str(tmp_path)], ["*.py"]))
     path.unlink()
     states.append(snapshot([str(tmp_path)], ["*.py"]))
-    for before, now in zip(states, states[1:], strict=False):
+    for before, now in pairwise(states):
         assert changed(before, now) == [str(path)]
     assert changed(states[0], dict(states[0])) == []
 
