@@ -339,6 +339,7 @@ def test_without_a_preflight_the_drain_is_the_beginning(managed: Managed) -> Non
     managed.hup()
     managed.wait_words("READY", since=since)
     managed.assert_one_restart(since, began)
+    assert managed.manager.words(since) == ["RELOADING", "RELOADING", "READY"]  # drain, boot
 
 
 def test_a_supervisor_that_moves_to_another_hotrestart_goes_on_telling(managed: Managed) -> None:
