@@ -3,18 +3,22 @@
     async with hotrestart.worker_loop() as loop:       # entering it says "ready"
         await loop.stopping()                          # until the program is asked to end
 
-There is no task, no thread and no timer of ours in the event loop: it watches a descriptor. A second one is there for
-signals that the kernel hands to another thread: the event loop would sleep on, and Python runs handlers only in the
-main thread. With a watchdog of systemd's, or with `timeout=` in a worker, the event loop gives a sign of life now and
-then: so one that is blocked by a coroutine that does not await is seen.
+There is no task, no thread and no timer of ours in the event loop: it watches a descriptor. In the main thread it
+watches a second one, for signals that the kernel hands to another thread: the event loop would sleep on, and Python
+runs handlers only in the main thread. (Another thread must not read there: it would take the byte away from the main
+thread's sleep.) With a watchdog of systemd's, or with `timeout=` in a worker, the event loop gives a sign of life now
+and then: so one that is blocked by a coroutine that does not await is seen.
 
-For trio and others: wait until `loop.fileno()` is readable (`trio.lowlevel.wait_readable`, `anyio.wait_readable`).
+A handler that the program gives to the event loop itself (`add_signal_handler`) counts: for HUP, TERM or INT it takes
+the place of ours while the block lasts, and may call `request_restart()` or `request_stop()`. For trio and others: wait
+until `loop.fileno()` is readable (`trio.lowlevel.wait_readable`, `anyio.wait_readable`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from _thread import get_ident
 
 from . import role, state, systemd
 
@@ -30,12 +34,14 @@ __all__ = ["AsyncWorkerLoop"]
 
 
 class AsyncWorkerLoop:
-    """What `async with worker_loop()` gives. Use it in the event loop in which it was entered."""
+    """What `async with worker_loop()` gives. Use it in the event loop in which it was entered, as long as the block
+    lasts; any number of tasks may. Several may be entered at the same time."""
 
     def __init__(self, loop: WorkerLoop) -> None:
         self._loop = loop
         self._fds: list[int] = []
         self._sign_of_life: asyncio.TimerHandle | None = None
+        self._has_ended = False
 
     async def __aenter__(self) -> Self:
         self._events = asyncio.get_running_loop()
@@ -44,38 +50,44 @@ class AsyncWorkerLoop:
         try:
             self._watch(self._loop.fileno(), self._on_asked)
             sleeper = getattr(role.current, "sleeper", None)
-            if sleeper is not None and sleeper.nudge_fileno() != -1:
-                self._watch(sleeper.nudge_fileno(), lambda: os.read(sleeper.nudge_fileno(), 65536))
-            self._live()
+            if sleeper is not None and sleeper.owner == get_ident():
+                if sleeper.nudge_fileno() != -1:
+                    self._watch(sleeper.nudge_fileno(), self._on_nudge)
+                self._live()
         except BaseException as error:
-            self._forget()
-            self._loop.__exit__(type(error), error, None)
+            self._leave(type(error), error, None)
             raise
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._forget()
-        self._loop.__exit__(kind, error, trace)
+        self._leave(kind, error, trace)
 
     @property
     def running(self) -> bool:
         """True until the program is asked to end, to restart or to stop. The job in hand can be finished."""
-        return not state.should_stop
+        return self._loop.running
 
     async def __aiter__(self) -> AsyncIterator[int]:
         """Turn after turn, counted from 0, as long as `running`: `async for turn in loop: ...`. Other tasks get their
         turn in between."""
-        turn = 0
-        while not state.should_stop:
+        for turn in self._loop:
             yield turn
-            turn += 1
             await asyncio.sleep(0)
 
     async def sleep(self, timeout: float | None = None) -> bool:
-        """Sleep `timeout` seconds (None: until asked to end). True, at once, if the program is asked to end."""
-        if not self._asked.done():
+        """Sleep `timeout` seconds (None: until asked to end). True, at once, if the program is asked to end.
+
+        Raises ValueError for a timeout below 0, and HotRestartError if the block ends meanwhile, or has ended.
+        """
+        if timeout is not None and not timeout >= 0:  # catches NaN
+            raise ValueError(f"a sleep takes a timeout of 0 seconds or more, or None, not {timeout!r}")
+        if not state.should_stop and not self._has_ended:
             await asyncio.wait([self._asked], timeout=timeout)
-        return self._asked.done()
+        if self._has_ended and not state.should_stop:
+            from .errors import HotRestartError
+
+            raise HotRestartError("the block of this loop has ended, and it wakes nobody any more: sleep inside")
+        return state.should_stop
 
     async def stopping(self) -> None:
         """Wait until the program is asked to end, to restart or to stop."""
@@ -85,23 +97,42 @@ class AsyncWorkerLoop:
         """A descriptor that is readable once the program is asked to end."""
         return self._loop.fileno()
 
-    def _watch(self, fd: int, seen: Callable[[], object]) -> None:
-        own = os.dup(fd)  # an event loop has one callback for each number, and others watch it too
+    def _watch(self, fd: int, seen: Callable[[int], object]) -> None:
+        from .fds import above_stdio
+
+        own = above_stdio(os.dup(fd))  # an event loop has one callback for each number, and others watch it too
         self._fds.append(own)
-        self._events.add_reader(own, seen)
+        self._events.add_reader(own, seen, own)
 
-    def _forget(self) -> None:
-        while self._fds:
-            fd = self._fds.pop()
-            self._events.remove_reader(fd)
-            os.close(fd)
-        if self._sign_of_life is not None:
-            self._sign_of_life.cancel()
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._has_ended = True
+        try:
+            if self._sign_of_life is not None:
+                self._sign_of_life.cancel()
+            while self._fds:
+                fd = self._fds.pop()
+                if not self._events.is_closed():  # else the block is left by the garbage collector
+                    self._events.remove_reader(fd)
+                os.close(fd)
+            self._let_go()
+        finally:
+            self._loop.__exit__(kind, error, trace)
 
-    def _on_asked(self) -> None:
-        if state.should_stop and not self._asked.done():
+    def _on_asked(self, fd: int) -> None:
+        self._events.remove_reader(fd)  # it stays readable
+        if state.should_stop:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """End every sleep."""
+        if not self._asked.done() and not self._events.is_closed():
             self._asked.set_result(None)
-            self._events.remove_reader(self._fds[0])  # it stays readable
+
+    def _on_nudge(self, fd: int) -> None:
+        try:
+            os.read(fd, 65536)
+        except BlockingIOError:
+            pass  # another loop's callback was first
 
     def _live(self) -> None:
         """Of a worker the supervisor sees the beats; of a program in place systemd wants to hear."""

@@ -68,6 +68,7 @@ class WorkerLoop:
 
     def __init__(self, around: Running) -> None:
         self._around = around
+        self._in_async: AsyncWorkerLoop | None = None
 
     def __enter__(self) -> Self:
         self._program = self._around.__enter__()
@@ -102,14 +103,22 @@ class WorkerLoop:
         return self._sleeper().wait(*files, timeout=timeout)
 
     async def __aenter__(self) -> AsyncWorkerLoop:
-        """As `__enter__`, with `await loop.stopping()`, `await loop.sleep(...)`: see `aio`."""
+        """As `__enter__`, with `await loop.stopping()`, `await loop.sleep(...)`: see `aio`. In one task at a time."""
         from .aio import AsyncWorkerLoop
 
-        self._in_async = AsyncWorkerLoop(self)
-        return await self._in_async.__aenter__()
+        if self._in_async is not None:
+            from .errors import HotRestartError
+
+            raise HotRestartError("this loop is in use: each `async with` takes a worker_loop() of its own")
+        entered = AsyncWorkerLoop(self)
+        await entered.__aenter__()
+        self._in_async = entered
+        return entered
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        await self._in_async.__aexit__(kind, error, trace)
+        entered, self._in_async = self._in_async, None
+        if entered is not None:
+            await entered.__aexit__(kind, error, trace)
 
     def fileno(self) -> int:
         """A descriptor that is readable once the program is asked to end, for an event loop of your own."""
