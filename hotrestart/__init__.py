@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         sleeper,
         state,
         systemd,
+        testing,
     )
     from .callbacks import on_stop
     from .errors import HotRestartError
@@ -72,6 +73,7 @@ __all__ = [
     "sleeper",
     "state",
     "systemd",
+    "testing",
     "worker_loop",
 ]
 

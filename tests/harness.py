@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
+
+from hotrestart import testing
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0  # seconds: how long a busy machine may take for anything; passing tests never wait that long
@@ -45,63 +45,25 @@ def clean_environment(**more: str) -> dict[str, str]:
     return env
 
 
-class Program:
+class Program(testing.Program):
     """A real program in a folder of its own. Use it in a `with` block, or through the fixture `program`."""
 
     def __init__(self, folder: Path, *, python: str = sys.executable) -> None:
-        self.folder = folder
-        self.python = python
-        self.folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, python=python, patience=PATIENCE)
         self.report_file = folder / "report.jsonl"
-        self.log_file = folder / "log.txt"
-        self.process: subprocess.Popen[bytes] | None = None
 
     def deploy(self, source: str, name: str = "app.py") -> Path:
         """Write `source`, with the function `report` in front, as a new file under the name (atomically)."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        new.write_text(REPORT + source)
-        new.replace(path)
-        return path
+        return super().deploy(REPORT + source, name)
 
-    def start(
-        self, *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None, **popen: object
-    ) -> Program:
-        """Start `python ARGUMENTS` (default: app.py) in the folder; standard output and error go to the log."""
-        command = [self.python, *(arguments or ("app.py",))]
-        return self.start_command(command, cwd=cwd, env=env, **popen)
-
-    def start_command(
-        self, command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None, **popen: object
-    ) -> Program:
-        where = str(cwd or self.folder)
-        environment = clean_environment(REPORT=str(self.report_file), PWD=where, **(env or {}))
-        with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=where,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **popen,  # type: ignore[call-overload]
-            )
-        return self
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None
-        return self.process.pid
+    def environment(self) -> dict[str, str]:
+        return clean_environment(REPORT=str(self.report_file))
 
     def hup(self) -> None:
-        os.kill(self.pid, signal.SIGHUP)
+        self.send_signal(signal.SIGHUP)
 
     def term(self) -> None:
-        os.kill(self.pid, signal.SIGTERM)
-
-    def log(self) -> str:
-        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+        self.send_signal(signal.SIGTERM)
 
     def reports(self, **like: object) -> list[dict[str, object]]:
         """What the program has reported so far; with arguments, the reports that have these items."""
@@ -109,40 +71,12 @@ class Program:
         found = [json.loads(line) for line in text.split("\n")[:-1]]
         return [each for each in found if like.items() <= each.items()]
 
-    def wait_until(self, condition, what: str, timeout: float = PATIENCE):
-        """Wait until `condition()` is true, and return what it is; fail with the log if the program ends before."""
-        deadline = time.monotonic() + timeout
-        while True:
-            ended = self.process is not None and self.process.poll() is not None
-            value = condition()
-            if value:
-                return value
-            if ended or time.monotonic() > deadline:
-                why = f"the program ended ({self.process.returncode})" if ended else f"not within {timeout} s"
-                raise AssertionError(f"{what}: {why}; reports: {self.reports()[-5:]}; log:\n{self.log()[-4000:]}")
-            time.sleep(0.005)
+    def describe(self) -> str:
+        return f"reports: {self.reports()[-5:]}; {super().describe()}"
 
     def wait_report(self, timeout: float = PATIENCE, *, count: int = 1, **like: object) -> dict[str, object]:
         """Wait for the `count`th report that has these items, and return it."""
         return self.wait_until(lambda: (self.reports(**like) + [None] * count)[count - 1], f"report {like}", timeout)
-
-    def wait_log(self, text: str, *, count: int = 1, timeout: float = PATIENCE) -> str:
-        """Wait until the log has `text` in it `count` times; return the log."""
-        self.wait_until(lambda: self.log().count(text) >= count, f"log {text!r}", timeout)
-        return self.log()
-
-    def wait_exit(self, timeout: float = PATIENCE) -> int:
-        """Wait until the program ends; its exit status, negative for a signal."""
-        assert self.process is not None
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"the program did not end within {timeout} s; log:\n{self.log()[-4000:]}") from None
-
-    def stop(self) -> int:
-        """TERM, and wait for the end."""
-        self.term()
-        return self.wait_exit()
 
     def fds(self) -> list[str]:
         """The open descriptors, as "number -> target"."""
@@ -157,14 +91,6 @@ class Program:
     def children(self) -> list[int]:
         """The pids of its children, zombies included."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
 
 
 WORKER = """

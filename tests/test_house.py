@@ -22,7 +22,7 @@ FLOORS = [
     "signals listeners processes last_words inheritance pids pidfile",
     "reporting control takeover announcing preflight reexec grace inplace rolling",
     "program aio loop serving",
-    "demo showing commands watching __main__",
+    "demo showing commands watching testing __main__",
 ]
 ORDER = [name for floor in FLOORS for name in floor.split()]
 

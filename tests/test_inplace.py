@@ -362,6 +362,7 @@ main()
     program.wait_report(ready=1)
 
     def grown() -> tuple[list[str], list[int]]:
+        program.wait_until(lambda: not any(".py" in fd for fd in program.fds()), "all is loaded that an ending needs")
         return [fd for fd in program.fds() if "memfd" not in fd], program.children()
 
     program.hup()
