@@ -22,7 +22,7 @@ HIDDEN = "raise ImportError('hidden by a test')"
 
 def shown(pid: int, what: str) -> str:
     """What ps says: `comm`, the name, or `args`, the command line."""
-    ran = subprocess.run(["ps", "-o", f"{what}=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    ran = subprocess.run(["ps", "-ww", "-o", f"{what}=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return ran.stdout.strip()
 
 
