@@ -169,6 +169,19 @@ def test_a_server_of_the_readme_refuses_nobody_while_it_restarts(program: Progra
     assert program.wait_exit() == 0
 
 
+def test_a_user_s_test_is_as_the_readme_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "socket"
+    source = servers()["http"].replace('listen("127.0.0.1:8000")', f'listen("unix:{path}")').replace("report(", "str(")
+    (tmp_path / "server.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    given: dict[str, object] = {"fetch": lambda _url: ask(path)}
+    exec(block("def test_a_restart_loses_no_request"), given)
+    test: object = given["test_a_restart_loses_no_request"]
+    assert callable(test)
+    test(tmp_path / "program")
+
+
 def answers(path: Path) -> bool:
     """Whether the first generation has come to listen()."""
     try:
