@@ -1,0 +1,187 @@
+"""HTTP servers under load from new and from kept connections, while they are reloaded: the clients, and their ledger.
+
+A failure is a connection refused or reset, an end of file or a timeout before the answer was complete; a retry is the
+same on a kept connection that had been used before, where an HTTP library would send the request once more.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import select
+import socket
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from tests.harness import PATIENCE, Program
+
+TESTS = Path(__file__).resolve().parent.parent
+FOLDERS = [TESTS / "apps", TESTS / "recipes" / "programs"]
+KINDS = {"workers": "(workers=2)", "in place": ""}
+
+
+class Client:
+    """One connection, and an HTTP client on it that does nothing a user of it would not see."""
+
+    def __init__(self, port: int) -> None:
+        self.answers = 0
+        self.is_kept = True
+        self._buffer = b""
+        self._socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, path: str = "/", *, keep: bool, request: bytes = b"", method: str = "GET") -> bytes:
+        """The body of the answer."""
+        close = "" if keep else "Connection: close\r\n"
+        self._socket.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{close}\r\n".encode() + request)
+        head = self._until(b"\r\n\r\n").lower()
+        version, status = head.split()[:2]
+        assert status == b"200", head
+        self.is_kept = version == b"http/1.1" and b"connection: close" not in head and keep
+        if b"transfer-encoding: chunked" in head:
+            body = b""
+            while size := int(self._until(b"\r\n"), 16):
+                body += self._bytes(size)
+                assert self._bytes(2) == b"\r\n"
+            assert self._bytes(2) == b"\r\n"
+        else:
+            found = re.search(rb"content-length: (\d+)", head)
+            assert found is not None, head
+            body = self._bytes(int(found[1]))
+        self.answers += 1
+        return body
+
+    def has_been_closed(self) -> bool:
+        """Whether the server has closed it, as far as one can know before one asks."""
+        return bool(select.select([self._socket], [], [], 0)[0])
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _until(self, mark: bytes) -> bytes:
+        while mark not in self._buffer:
+            self._read_on()
+        found, _, self._buffer = self._buffer.partition(mark)
+        return found
+
+    def _bytes(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._read_on()
+        found, self._buffer = self._buffer[:size], self._buffer[size:]
+        return found
+
+    def _read_on(self) -> None:
+        chunk = self._socket.recv(65536)
+        if not chunk:
+            raise EOFError("the connection ended before the answer")
+        self._buffer += chunk
+
+
+class Load:
+    """Clients in threads, each of which asks again as soon as it has its answer; `kept` ones on kept connections, some
+    of them after a pause."""
+
+    def __init__(self, port: int, *, new: int = 3, kept: int = 3, pausing: int = 2) -> None:
+        self.port = port
+        self.answers: list[tuple[float, int]] = []  # when, which version
+        self.failures: list[str] = []
+        self.retries: list[str] = []
+        self._stop = threading.Event()
+        kinds = [(False, 0.0)] * new + [(True, 0.0)] * kept + [(True, 0.3)] * pausing
+        self._threads = [threading.Thread(target=self._run, args=kind, daemon=True) for kind in kinds]
+
+    def wait_for(self, program: Program, version: int, *, alone: bool = False) -> None:
+        """Until this version answers; `alone`: and for a hundred answers no other."""
+
+        def is_there() -> bool:
+            latest = [number for _, number in self.answers[-100:]]
+            return bool(self.failures) or (version in latest and (not alone or set(latest) == {version}))
+
+        program.wait_until(is_there, f"an answer by version {version}")
+
+    def longest_silence(self, since: float, until: float) -> float:
+        times = [since, *sorted(when for when, _ in self.answers if since < when < until), until]
+        return max(after - before for before, after in pairwise(times))
+
+    def check(self, versions: int) -> None:
+        """Nothing was lost, and each of the versions has served."""
+        assert self.failures == []
+        assert self.retries == []
+        assert {number for _, number in self.answers} == set(range(1, versions + 1))
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, keep: bool, pause: float) -> None:
+        client: Client | None = None
+        while not self._stop.is_set():
+            if client is not None and client.has_been_closed():
+                client.close()
+                client = None
+            try:
+                client = client or Client(self.port)
+                version = int(client.ask(keep=keep))
+                self.answers.append((time.monotonic(), version))
+            except (OSError, EOFError, AssertionError, ValueError) as error:
+                is_retry = client is not None and client.answers > 0
+                (self.retries if is_retry else self.failures).append(f"{time.monotonic():.3f} {error!r}")
+                self._stop.wait(0.1)
+                if client is not None:
+                    client.is_kept = False
+            if client is not None and not client.is_kept:
+                client.close()
+                client = None
+            if pause:
+                self._stop.wait(random.uniform(0, pause))
+        if client is not None:
+            client.close()
+
+
+def deploy(program: Program, app: str, version: int, kind: str, *, loads: float = 0) -> None:
+    """Write this version of the app, which takes `loads` seconds to be imported."""
+    source = next(path for folder in FOLDERS if (path := folder / f"{app}.py").exists()).read_text()
+    assert "VERSION = 0\n" in source
+    assert "(workers=2)" in source
+    source = source.replace(
+        "VERSION = 0\n", f"VERSION = {version}\n" + f"import time; time.sleep({loads})\n" * bool(loads)
+    )
+    program.deploy(source.replace("(workers=2)", KINDS[kind]))
+
+
+def start(program: Program, app: str, port: int, kind: str) -> None:
+    """Start version 1 of the app, and wait until it answers."""
+    deploy(program, app, 1, kind)
+    program.start("app.py", f"127.0.0.1:{port}")
+
+    def answers() -> bool:
+        try:
+            with Client(port) as client:
+                return client.ask(keep=False) == b"1"
+        except OSError:
+            return False
+
+    program.wait_until(answers, "a first answer")
+
+
+def reload(program: Program, load: Load, app: str, kind: str, versions: range, *, loads: float = 0) -> None:
+    """Deploy one version after the other, each when the one before has answered, and wait for the last to be alone."""
+    for version in versions:
+        deploy(program, app, version, kind, loads=loads)
+        program.hup()
+        load.wait_for(program, version)
+    load.wait_for(program, versions[-1], alone=True)
