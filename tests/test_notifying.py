@@ -366,6 +366,20 @@ def test_a_supervisor_that_moves_to_another_hotrestart_goes_on_telling(managed: 
     assert managed.manager.words()[-2:] == ["READY", "STOPPING"]
 
 
+def test_a_command_that_is_run_is_told_of_in_the_same_way(managed: Managed) -> None:
+    command = ("-m", "hotrestart", "run", "--workers", "2", "--settle", "0.1", "--", "sleep", "1000")
+    managed.start(*command, env={"NOTIFY_SOCKET": managed.manager.address, **WATCHED})
+    managed.wait_words("READY")
+    assert managed.manager.words() == ["READY"]
+    managed.wait_heard("WATCHDOG", count=2)
+    since, began = managed.now(), clock()
+    managed.hup()
+    managed.wait_words("READY", since=since)
+    managed.assert_one_restart(since, began)
+    assert managed.stop() == 0
+    assert managed.manager.words()[-1] == "STOPPING"
+
+
 def test_a_program_that_ends_by_itself_says_so(managed: Managed) -> None:
     managed.begin(app("in place", turn='if os.path.exists("go"): break'))
     since = managed.now()
