@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Program
-from tests.recipes.test_http import KINDS, Client, Load, deploy, port
+from tests.recipes.load import KINDS, Client, Load, deploy
 from tests.systemd_box import Box, Service
-
-__all__ = ["port"]
 
 SIMPLE = """
 [Service]

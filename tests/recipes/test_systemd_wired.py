@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.test_http import Load, port
+from tests.recipes.load import Load
 from tests.recipes.test_systemd_units import SOCKET, Server
 from tests.systemd_box import Box, Service
 from tests.test_notifying import BROKEN, KINDS, WAIT, app
-
-__all__ = ["port"]
 
 UNIT = """
 [Unit]
