@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["Tether", "leash", "unleash"]
+__all__ = ["Tether", "die_with_the_reader_of", "leash", "unleash"]
 
 _own: int = -1
 
@@ -75,6 +75,17 @@ def leash(tether: Tether) -> bool:
     except BlockingIOError:
         pass
     return True
+
+
+def die_with_the_reader_of(fd: int) -> None:
+    """KILL for this process once nobody has the other end of this pipe any more, where that can be had."""
+    import fcntl
+    import signal
+
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def unleash() -> None:

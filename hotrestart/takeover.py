@@ -201,6 +201,7 @@ def _begin_preflight(fd: int, timeout: float) -> None:
     import threading
 
     os.set_inheritable(fd, False)
+    leash.die_with_the_reader_of(fd)
     report_fd = fd
     command.first.is_preflight = True
     faulthandler.enable(all_threads=True)  # the old generation ends a hung preflight by ABRT: this says where it hung

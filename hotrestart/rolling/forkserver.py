@@ -62,6 +62,7 @@ class _ForkServer:
         unleash()
         self._shrugging.__enter__()
         signals.restore_mask(self._mask)
+        titles.load()
         titles.name("forkserver", state.generation)
         home = Home.own()
         self._lifeline.send(
@@ -84,6 +85,7 @@ class _ForkServer:
             if self._lifeline.has_ended or self._is_orphan:
                 self._end_without_supervisor()
             if self._is_ending and not self._workers:
+                self._lifeline.keep_to_the_end()
                 sys.exit(0)
 
     def _wait(self) -> None:
@@ -177,7 +179,6 @@ def _prepare_for_forks() -> None:
     import gc
     import threading
 
-    titles.load()
     __import__("traceback")  # a worker that fails may not reach the files any more, as after chroot
     log.dump_stacks_on_abort()  # a hung worker is ended so
     if threading.active_count() > 1:

@@ -165,6 +165,10 @@ class Lifeline:
             raise self._error
         return found
 
+    def keep_to_the_end(self) -> None:
+        """Use it no more: the other end learns it by the end of this process, and by nothing before."""
+        self.socket.detach()
+
     def close(self) -> None:
         """Let go; the other end learns it."""
         self.socket.close()

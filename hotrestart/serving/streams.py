@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from ssl import SSLContext
 
+    from ..aio import AsyncWorkerLoop
     from ..loop import WorkerLoop
 
     Handle = Callable[[StreamReader, StreamWriter], Awaitable[object]]
@@ -28,7 +29,12 @@ _PATIENCE = 1.0  # seconds for a client to take its answer and go
 
 
 async def serve_streams(
-    handle: Handle, listener: socket.socket, loop: WorkerLoop, *, limit: int = 65536, ssl: SSLContext | None = None
+    handle: Handle,
+    listener: socket.socket,
+    loop: WorkerLoop | AsyncWorkerLoop,
+    *,
+    limit: int = 65536,
+    ssl: SSLContext | None = None,
 ) -> None:
     """Run `handle(reader, writer)` for each connection, as `asyncio.start_server` does, until asked to end.
 
@@ -60,8 +66,11 @@ class _Server:
         self._events = asyncio.get_running_loop()
         self._ending: Future[None] = self._events.create_future()
         self._serving: set[Task[None]] = set()
+        self._turn: Callable[[], object]
 
-    async def accept_until_asked_to_end(self, loop: WorkerLoop) -> None:
+    async def accept_until_asked_to_end(self, loop: WorkerLoop | AsyncWorkerLoop) -> None:
+        # An event loop that gives signs of life itself is to be seen when it does not.
+        self._turn = (lambda: loop.running) if hasattr(loop, "stopping") else (lambda: rest(turns=1))
         self._listener.setblocking(False)
         asked_to_end = os.dup(loop.fileno())  # an event loop has one callback for each number, and others watch it too
         try:
@@ -93,7 +102,7 @@ class _Server:
         except OSError as error:
             self._look_into(error)
             return
-        rest(turns=1)
+        self._turn()
         task = self._events.create_task(self._serve(connection))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
