@@ -7,6 +7,7 @@ import math
 import os
 import select
 import selectors
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 import hotrestart
-from hotrestart import aio, errors, role, state, systemd
+from hotrestart import aio, errors, role, serving, state, systemd
 from hotrestart.sleeper import Sleeper
 from tests.harness import PATIENCE
 
@@ -32,6 +33,7 @@ class Pulse:
 
     def turn(self) -> None:
         self.turns += 1
+        self.beat()
 
     def beat(self) -> None:
         self.beats, self.is_at_work = self.beats + 1, True
@@ -350,6 +352,25 @@ def test_beats_are_no_turns_and_turns_are_counted(world: World) -> None:
         assert (pulse.beats, pulse.is_at_work) == (beats, False)
 
     run(main())
+
+
+@pytest.mark.xfail(strict=True, reason="serving.serve_streams says after each accept that the worker is asleep")
+def test_a_handler_of_streams_that_does_not_await_is_seen(world: World) -> None:
+    seen: list[object] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append((pulse.turns, pulse.is_at_work))
+        world.end()
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+            async with hotrestart.worker_loop() as loop:
+                await serving.serve_streams(serve, listener, loop)  # type: ignore[arg-type]
+
+    pulse = world.pulse = Pulse()  # type: ignore[attr-defined]
+    pulse.period = 3600
+    run(main())
+    assert seen == [(1, True)]
 
 
 def in_a_thread(function: Callable[[], object]) -> None:
