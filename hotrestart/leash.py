@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["Tether", "die_with_the_reader_of", "leash", "unleash"]
+__all__ = ["Tether", "die_with_the_writer_of", "leash", "unleash"]
 
 _own: int = -1
 
@@ -77,8 +77,11 @@ def leash(tether: Tether) -> bool:
     return True
 
 
-def die_with_the_reader_of(fd: int) -> None:
-    """KILL for this process once nobody has the other end of this pipe any more, where that can be had."""
+def die_with_the_writer_of(fd: int) -> None:
+    """KILL for this process once nobody has the other end of this pipe any more, where that can be had.
+
+    It is for nothing else: whatever is written or read would do it too.
+    """
     import fcntl
     import signal
 

@@ -82,15 +82,18 @@ class _Run:
         try:
             self._report_fd, report_end = _pipe(self._ours, theirs)
             self._output_fd, output_end = _pipe(self._ours, theirs)
+            tether, held = (fds.above_stdio(each) for each in os.pipe())  # its end is ours
+            theirs.append(tether)
+            self._ours.append(held)
             theirs.append(null := fds.above_stdio(os.open(os.devnull, os.O_RDONLY)))
-            role = {"role": "preflight", "parent": os.getpid(), "report": report_end}
+            role = {"role": "preflight", "parent": os.getpid(), "report": report_end, "tether": tether}
             memory, value = inheritance.write({**document, **role})
             theirs.append(memory)
             self.child = processes.spawn(
                 command.first.argv,
                 env={**command.first.env, command.VARIABLE: value},
                 cwd=None if command.first.is_here() else command.first.cwd,
-                keep=[memory, report_end, *keep],
+                keep=[memory, report_end, tether, *keep],
                 redirect={0: null, 1: output_end, 2: output_end},
                 blocked=command.first.blocked,
                 own_group=True,

@@ -109,7 +109,7 @@ def take_over() -> None:
         listeners.adopt(document["listeners"], shared=preflight)
     inheritance.adopt(document["state"], _sound(document["kept"]))
     if preflight:
-        _begin_preflight(document["report"], document["timeout"])
+        _begin_preflight(document["report"], document["timeout"], document.get("tether", -1))
     elif document["role"] == "member":
         _become_a_member(document["member"], document["parent"], document.get("nofile"))
         signals.unblock(document["held"])
@@ -195,14 +195,16 @@ def _sound(kept: dict[str, dict[str, int]]) -> dict[str, int]:
     return sound
 
 
-def _begin_preflight(fd: int, timeout: float) -> None:
+def _begin_preflight(fd: int, timeout: float, tether: int) -> None:
     global report_fd
     import faulthandler
     import threading
 
     os.set_inheritable(fd, False)
-    leash.die_with_the_reader_of(fd)
     report_fd = fd
+    if tether != -1:
+        os.set_inheritable(tether, False)
+        leash.die_with_the_writer_of(tether)
     command.first.is_preflight = True
     faulthandler.enable(all_threads=True)  # the old generation ends a hung preflight by ABRT: this says where it hung
     faulthandler.dump_traceback_later(timeout + 10.0, exit=True)  # should the old generation be gone by then
