@@ -52,14 +52,14 @@ class Announcer:
     def open(self) -> None:
         """Take the pid file, and listen. Raises what is wrong with a path that was asked for, in the first generation;
         later ones serve all the same."""
-        try:
-            self._take_pidfile()
-            self._listen()
-        except HotRestartError as error:
-            if state.generation == 1 and not isinstance(self._options.control, bool):
-                self.close(None, for_good=True)
-                raise
-            log.error(str(error))
+        for part, is_needed in ((self._take_pidfile, True), (self._listen, isinstance(self._options.control, str))):
+            try:
+                part()
+            except HotRestartError as error:
+                if state.generation == 1 and is_needed:
+                    self.abandon()
+                    raise
+                log.error(str(error))
         if self._left:
             self.note_stage("ready")
             if self._is_systemd_ours:  # once more: whoever has asked since the last time is served by this one, too
@@ -281,23 +281,20 @@ class Announcer:
         from .control.signalled import SignalDriven
 
         try:
-            listening = Listening.of(left) if left else None
+            before = Listening.of(left) if left else None
         except OSError:
-            listening = None  # closed on the way
+            before = None  # closed on the way
         connections = self._left.get("connections", [])
-        if listening is not None and not listening.is_as(wanted) and not (wanted is False and connections):
-            listening.close()
-            listening = None
-        is_new = listening is None
-        if wanted is False and is_new:
-            return
-        listening = listening or Listening.open(wanted if isinstance(wanted, str) else None)
-        if wanted is False:
-            listening.disappear()  # those who wait are told, and nobody else comes
-        self._server = SignalDriven(listening, self, connections)
-        self._server.begin(is_new=is_new)
+        if before is None:
+            listening = Listening.open(wanted) if wanted is not False else None
+        else:
+            listening = before.move(wanted, is_needed=bool(connections))
+        if listening is not None:
+            self._server = SignalDriven(listening, self, connections)
+            self._server.begin(is_new=listening is not before)
 
     def _leave_if_unwanted(self) -> None:
+        """With `control=False` from this generation on, those who have waited for it are told, and that is all."""
         is_main = get_ident() == self._program.main_thread
         if self._options.control is False and self._server is not None and is_main:
             self._server.close()

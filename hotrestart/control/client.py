@@ -50,10 +50,12 @@ def restart(
 
 
 def stop(target: Target, *, timeout: float | None = 300.0) -> None:
-    """Stop the program gracefully, as TERM does, and wait until its process has ended."""
+    """Stop the program gracefully, as TERM does, and wait until its process has ended; of a `Supervisor` within another
+    program, until what it supervises has."""
     with _Call(target, timeout) as call:
-        for _ in call.ask(request="stop"):
-            pass
+        for answer in call.ask(request="stop"):
+            if "stopped" in answer:
+                return
         call.wait_for_the_end()
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from time import sleep
 
+from .. import log
 from ..errors import AddressError
 from ..options import LONGEST_SOCKET_PATH
 from . import whereabouts
@@ -35,10 +36,10 @@ class Listening:
         self._socket = os.fstat(fd).st_ino
 
     @classmethod
-    def open(cls, path: str | None) -> Listening:
-        """Listen at `path`, or at the place for this process. Raises AddressError."""
-        if path is not None:
-            path = os.path.abspath(path)
+    def open(cls, wanted: str | bool) -> Listening:
+        """Listen at a path, or (True) at the place for this process. Raises AddressError."""
+        if isinstance(wanted, str):
+            path = os.path.abspath(wanted)
             fd, inode = _bind(path)
             found = cls(fd, path, "", inode)
             found.be_found()
@@ -56,6 +57,27 @@ class Listening:
     def is_at_our_place(self) -> bool:
         """Whether it is found by the pid alone."""
         return os.path.basename(self.path) == whereabouts.name_for(os.getpid()) and not self.link
+
+    def move(self, wanted: bool | str, *, is_needed: bool = False) -> Listening | None:
+        """What the option `control` asks for, instead of this one, which is closed unless it is the same. If there can
+        be none, the log says why, and this one stays; so it does, but without its names, if none is wanted and this one
+        `is_needed` still."""
+        if self.is_as(wanted):
+            return self
+        new = None
+        if wanted is not False:
+            try:
+                new = Listening.open(wanted)
+            except AddressError as error:
+                log.error(str(error))
+                return self
+        elif is_needed:
+            self.disappear()
+            return self
+        self.close()
+        if new is not None:
+            new.be_found()
+        return new
 
     def be_found(self) -> None:
         """Have our pid lead here, if it can be; to be called again when what was in that place is gone."""
@@ -118,7 +140,10 @@ def _sweep(folder: str) -> None:
     for name in os.listdir(folder)[:_SWEPT]:
         pid, _, suffix = name.partition(".")
         if suffix == "sock" and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
-            _remove_if_dead(f"{folder}/{name}")
+            try:
+                _remove_if_dead(f"{folder}/{name}")
+            except OSError:
+                continue  # it is no socket, or not ours to remove
 
 
 def _remove_if_dead(path: str) -> bool:

@@ -1,7 +1,8 @@
 """What is said over the control socket: one request, one line of JSON; then lines of answer, the last one final.
 
     {"request": "restart"}                 {"stage": "load", "generation": 8} ...       {"outcome": {...}}
-    {"request": "stop"}                    {"stage": "stop", "generation": 7}           the end of the connection
+    {"request": "stop"}                    {"stage": "stop", "generation": 7}           the end of the process, or
+                                           {"stopped": true}      if that goes on without the program
     {"request": "status"}                  {"status": {...}}
     {"request": "scale", "by": 1}          {"workers": 5}          (or "to": 5)
 

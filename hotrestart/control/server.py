@@ -192,6 +192,12 @@ class Server:
         for connection in self.waiting():
             connection.conclude(outcome)
 
+    def tell_stopped(self) -> None:
+        """Tell all who wait for a stop that the program has ended: this process will not."""
+        for connection in list(self._connections.values()):
+            if connection.waits_for == "stop":
+                connection.finish(stopped=True)
+
     def serve(self, connection: Connection, text: bytes) -> None:
         """Do what a line asks for."""
         try:

@@ -81,7 +81,7 @@ class Desk:
         self._told: tuple[str, int, bool] = ("", 0, False)
         self._is_systemd_ours = False
         self._next_sign_of_life = NEVER
-        self._left: list[dict[str, Any]] = []
+        self._is_guest = False
 
     def open(self, prepared: dict[str, Any]) -> None:
         """Take up what `prepare` or `as_document` has put down. This process is the program's own from now on."""
@@ -96,6 +96,7 @@ class Desk:
 
     def listen(self, path: str) -> None:
         """Serve a control socket there, in somebody else's process. Raises AddressError."""
+        self._is_guest = True
         self._serve(Listening.open(path))
 
     def adopt(self, options: Options) -> None:
@@ -120,9 +121,13 @@ class Desk:
         return document
 
     def close(self) -> None:
-        """The program has ended. Whoever waits for that sees it by the end of this process."""
+        """The program has ended. Whoever waits for that sees it by the end of this process, unless that goes on."""
         if self._server is not None and self._listening is not None:
-            self._left = self._server.let_go()
+            if self._is_guest:
+                self._server.tell_stopped()
+                self._server.close()
+            else:
+                self._server.let_go()
             self._listening.close()
             self._server = self._listening = None
         if self._pidfile is not None:
@@ -267,7 +272,7 @@ def _longest(stage: str, options: Options) -> float:
 
 def _listen(control: bool | str) -> Listening | None:
     try:
-        return Listening.open(None if control is True else control) if control is not False else None
+        return Listening.open(control) if control is not False else None
     except AddressError as error:
         if control is not True:
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ class Asking:
     """A call in a thread of its own; `result` waits for what it returns, or raises what it has raised."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any, **more: Any) -> None:
-        self._call = lambda: function(*arguments, **more)
+        self._call: Callable[[], Any] = lambda: function(*arguments, **more)
         self.value: Any = None
         self.error: BaseException | None = None
         self.began = time.monotonic()

@@ -171,8 +171,11 @@ def test_nobody_but_the_supervisor_holds_the_connections(program: Rolling) -> No
     with Visitor(program.pid):
         assert restart(program.pid).ok
         own = {os.readlink(each) for each in Path(f"/proc/{program.pid}/fd").iterdir()}
-        unix = {f"socket:[{line.split()[6]}]" for line in Path("/proc/net/unix").read_text().splitlines()[1:]
-                if ".sock" in line}
+        unix = {
+            f"socket:[{line.split()[6]}]"
+            for line in Path("/proc/net/unix").read_text().splitlines()[1:]
+            if ".sock" in line
+        }
         control_sockets = own & unix
         assert control_sockets
         for pid in program.members() - {program.pid}:
@@ -181,7 +184,9 @@ def test_nobody_but_the_supervisor_holds_the_connections(program: Rolling) -> No
 
 def test_under_attack_nothing_is_lost(program: Rolling) -> None:
     program.launch(service())
-    before = len(program.fds())
+    assert restart(program.pid).ok
+    program.wait_workers(2)
+    before = program.fds()
     chance = random.Random(3)
     silent: list[Visitor] = []
     ends = time.monotonic() + 5
@@ -207,11 +212,15 @@ def test_under_attack_nothing_is_lost(program: Rolling) -> None:
     for each in silent:
         each.close()
     assert wait_heard(program)["state"] == "serving"
-    program.wait_until(lambda: len(program.fds()) == before, "no descriptor is left")
+    program.wait_until(
+        lambda: len(program.fds()) <= len(before), f"no descriptor is left: {before} and now {program.fds()}"
+    )
 
 
 @pytest.mark.parametrize("kind", ["path", "place"])
-def test_the_socket_and_the_pid_file_go_along_when_the_supervisor_moves(program: Rolling, tmp_path: Path, kind: str) -> None:
+def test_the_socket_and_the_pid_file_go_along_when_the_supervisor_moves(
+    program: Rolling, tmp_path: Path, kind: str
+) -> None:
     """Its exec: here to another copy of the library."""
     import shutil
 
@@ -220,19 +229,22 @@ def test_the_socket_and_the_pid_file_go_along_when_the_supervisor_moves(program:
     lib = program.folder / "lib"
     for name in ("one", "two"):
         ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(CHECKOUT / "hotrestart", program.folder / name / "hotrestart", ignore=ignore)
+        package = program.folder / name / "hotrestart"
+        shutil.copytree(CHECKOUT / "hotrestart", package, ignore=ignore)
+        source = (package / "__init__.py").read_text()
+        (package / "__init__.py").write_text(source.replace('__version__ = "', f'__version__ = "{name}.'))
     lib.symlink_to("one")
     path, pidfile = str(tmp_path / "c.sock"), tmp_path / "pid"
     options = f"workers=2, pidfile={str(pidfile)!r}" + (f", control={path!r}" if kind == "path" else "")
     program.launch(service(1, options), env={"PYTHONPATH": str(lib)})
-    argv = Path(f"/proc/{program.pid}/cmdline").read_bytes()
+    assert wait_heard(program)["hotrestart"].startswith("one")
     (program.folder / "new").symlink_to("two")
     (program.folder / "new").replace(lib)
     program.deploy(service(2, options))
     target = path if kind == "path" else program.pid
     inode = pidfile.stat().st_ino
     assert restart(target).generation == 2
-    program.wait_until(lambda: Path(f"/proc/{program.pid}/cmdline").read_bytes() != argv, "an exec")
+    program.wait_until(lambda: wait_heard(program, target)["hotrestart"].startswith("two"), "an exec")
     status = wait_heard(program, target)
     assert (status["generation"], status["pid"]) == (2, program.pid)
     assert status["last"]["generation"] == 2
@@ -261,7 +273,9 @@ def test_the_socket_and_the_pid_file_move_with_a_commit(program: Rolling, tmp_pa
         if path is not True:
             program.wait_until(lambda path=path: os.path.exists(path), "the new socket")  # type: ignore[misc]
         program.wait_until(
-            lambda path=path: not [each for each in controls if each is not True and each != path and os.path.exists(each)],  # type: ignore[misc]
+            lambda path=path: (
+                not [each for each in controls if each is not True and each != path and os.path.exists(each)]
+            ),  # type: ignore[misc]
             "the old socket is gone",
         )
         assert wait_heard(program, program.pid if path is True else path)["generation"] == version
@@ -360,8 +374,8 @@ def test_a_storm(program: Rolling) -> None:
     for each in askings:
         each.result()
     assert program.ask()[1] == "last"
-    for each in silent:
-        each.close()
+    for visitor in silent:
+        visitor.close()
     program.assert_no_zombie()
 
 

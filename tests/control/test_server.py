@@ -207,8 +207,19 @@ def test_one_request_is_enough(world: World) -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\n", b"hello\n", b"\0\0\0\n", b"\xff\xfe\xfd\n", b"[" * 1000 + b"\n", b'{"a":' * 190 + b"\n", b"{}\n", b"1\n",
-     b"GET / HTTP/1.1\r\n", bytes(range(256)), b'{"request": "\\ud800"}\n'],
+    [
+        b"\n",
+        b"hello\n",
+        b"\0\0\0\n",
+        b"\xff\xfe\xfd\n",
+        b"[" * 1000 + b"\n",
+        b'{"a":' * 190 + b"\n",
+        b"{}\n",
+        b"1\n",
+        b"GET / HTTP/1.1\r\n",
+        bytes(range(256)),
+        b'{"request": "\\ud800"}\n',
+    ],
     ids=["empty", "text", "nul", "binary", "nested", "deep", "object", "number", "http", "bytes", "surrogate"],
 )
 def test_garbage_is_told_so(world: World, garbage: bytes) -> None:
@@ -413,8 +424,11 @@ def check_another_user(world: World) -> None:
     assert not world.server.has_company
 
 
-@pytest.mark.parametrize(("uid", "is_heard"), [(0, True), (os.geteuid(), True), (54321, False), (None, True)],
-                         ids=["root", "own", "other", "unknown"])
+@pytest.mark.parametrize(
+    ("uid", "is_heard"),
+    [(0, True), (os.geteuid(), True), (54321, False), (None, True)],
+    ids=["root", "own", "other", "unknown"],
+)
 def test_the_user_decides(world: World, uid: int | None, is_heard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_user_of", lambda _: uid)
     (answer,) = said(world.connect(ask("status"))) or [{}]
@@ -441,7 +455,7 @@ def test_descriptors_that_come_along_do_not_stay(world: World) -> None:
     assert array.array("i").itemsize == 4
 
 
-# -- no descriptor is left -----------------------------------------------------------------------------------------------
+# -- no descriptor is left ---------------------------------------------------------------------------------------------
 
 
 def in_a_child(function: Callable[[], object]) -> None:
@@ -492,7 +506,7 @@ def test_without_descriptors_it_does_not_spin_and_heals(world: World) -> None:
             turn()
             world.ahead += 0.5  # it was the last one: in the same turn there was none for the next
         assert json.loads(visitor.recv(4096)) == {"status": {"padding": ""}}
-        assert not server.has_company
+        assert server.deadline == float("inf")
         server.close()
 
     in_a_child(starve)
@@ -623,8 +637,13 @@ def test_a_child_closes_what_is_its_parent_s(world: World) -> None:
 
 steps = some.one_of(
     some.tuples(some.just("send"), some.integers(0, 3), some.binary(max_size=2000)),
-    some.tuples(some.just("send"), some.integers(0, 3), some.sampled_from(
-        [ask("restart"), ask("stop"), ask("status"), ask("scale", to=3), b'{"request"', b"\n", b"x" * 1024])),
+    some.tuples(
+        some.just("send"),
+        some.integers(0, 3),
+        some.sampled_from(
+            [ask("restart"), ask("stop"), ask("status"), ask("scale", to=3), b'{"request"', b"\n", b"x" * 1024]
+        ),
+    ),
     some.tuples(some.just("close"), some.integers(0, 3), some.just(b"")),
     some.tuples(some.just("read"), some.integers(0, 3), some.just(b"")),
     some.tuples(some.sampled_from(["conclude", "tell", "over", "later", "turn", "big"]), some.just(0), some.just(b"")),
