@@ -354,7 +354,6 @@ def test_beats_are_no_turns_and_turns_are_counted(world: World) -> None:
     run(main())
 
 
-@pytest.mark.xfail(strict=True, reason="serving.serve_streams says after each accept that the worker is asleep")
 def test_a_handler_of_streams_that_does_not_await_is_seen(world: World) -> None:
     seen: list[object] = []
 
@@ -365,7 +364,7 @@ def test_a_handler_of_streams_that_does_not_await_is_seen(world: World) -> None:
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
             async with hotrestart.worker_loop() as loop:
-                await serving.serve_streams(serve, listener, loop)  # type: ignore[arg-type]
+                await serving.serve_streams(serve, listener, loop)
 
     pulse = world.pulse = Pulse()  # type: ignore[attr-defined]
     pulse.period = 3600
