@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -250,7 +251,7 @@ def test_a_program_that_is_killed_while_one_waits(asked: Asked) -> None:
         stdout, stderr = machine.communicate(timeout=PATIENCE)
         assert stderr == ""
         assert "process" in document_of(stdout, 3)["reason"]
-    (asked.folder / "go").touch()  # what was on trial
+    asked.wait_gone()  # what was on trial too
 
 
 @both
@@ -430,9 +431,8 @@ def test_two_restarts_at_the_same_time_get_their_own_truth(asked: Asked) -> None
 def test_several_restarts_at_the_same_time_with_good_code(asked: Asked) -> None:
     asked.serve()
     asked.deploy_version(2)
-    asking = [begin("restart", asked.pid, "--json") for _ in range(4)]
-    for each in asking:
-        with each:
+    with ExitStack() as stack:
+        for each in [stack.enter_context(begin("restart", asked.pid, "--json")) for _ in range(4)]:
             outcome = document_of(each.communicate(timeout=2 * PATIENCE)[0], 0)
             assert asked.version(outcome["generation"]) == 2
 

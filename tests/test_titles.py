@@ -58,11 +58,11 @@ def test_the_processes_can_be_told_apart(tmp_path: Path, installed: bool) -> Non
             program.wait_until(
                 lambda names=names: [each.split(":")[0] for each in tree(program, "comm")] == names, names
             )
-            supervisor, _, *workers = tree(program, "args")
+            supervisor, *members = tree(program, "args")
             assert supervisor.endswith("app.py")
             assert "supervisor of" in supervisor
-            for line in workers:
-                assert line.startswith(f"worker {generation}: app.py" if installed else program.python)
+            for line, name in zip(members, names[1:], strict=True):
+                assert line.startswith(f"{name}: app.py" if installed else program.python)
 
 
 def test_a_program_that_restarts_in_place_keeps_its_name(tmp_path: Path) -> None:
