@@ -11,9 +11,8 @@ from __future__ import annotations
 import socket
 from time import monotonic
 
-from .. import state
+from .. import role, state
 from ..errors import OptionError
-from .accepting import rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class DrainingListener(socket.socket):
     Once the program is asked to end, it accepts nothing more; neither its backlog nor the listener changes. `await
     drain()` then, before the server is told to end. From then on, a connection that the server closes is half-closed
     and read to its end, for a second at most, so that no reset overtakes the answer; leaving the block waits for that.
-    For servers whose answers say `Connection: close` in the meantime: see `LastAnswer`. For asyncio's own event loops,
-    with TLS or without; uvloop accepts without asking the socket, and raises OptionError.
+    Each connection is a turn of the worker's loop. Answers have to say `Connection: close` in the meantime: for ASGI
+    see `LastAnswer`. For asyncio's own event loops; uvloop accepts without asking the socket: OptionError.
 
     >>> import asyncio, hotrestart
     >>> from hotrestart import serving
@@ -57,9 +56,10 @@ class DrainingListener(socket.socket):
 
     async def __aenter__(self) -> Self:
         import asyncio
+        from asyncio.selector_events import BaseSelectorEventLoop
 
         events = asyncio.get_running_loop()
-        if not isinstance(events, asyncio.SelectorEventLoop):
+        if not isinstance(events, BaseSelectorEventLoop):
             self.close()
             raise OptionError(f"DrainingListener works with asyncio's event loops; {events!r} accepts by itself")
         self._events = events
@@ -98,7 +98,9 @@ class DrainingListener(socket.socket):
         connection = _Connection(accepted.family, accepted.type, accepted.proto, accepted.detach())
         connection.came_by = self
         self._open += 1
-        rest(turns=1)
+        pulse = getattr(role.current, "pulse", None)
+        if pulse is not None:
+            pulse.turn()
         return connection, address
 
     def bind(self, address: object, /) -> None:
