@@ -81,7 +81,7 @@ class AsyncWorkerLoop:
         """
         if timeout is not None and not timeout >= 0:  # catches NaN
             raise ValueError(f"a sleep takes a timeout of 0 seconds or more, or None, not {timeout!r}")
-        if not state.should_stop and not self._has_ended:
+        if not state.should_stop:
             await asyncio.wait([self._asked], timeout=timeout)
         if self._has_ended and not state.should_stop:
             from .errors import HotRestartError

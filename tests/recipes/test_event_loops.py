@@ -42,7 +42,6 @@ async def serve():
     told(address=listener.getsockname())
     async with hotrestart.worker_loop() as loop:
         told(ready=True, library=type(loop._events).__module__)
-        assert await loop.sleep(0.001) is False
         await serving.serve_streams(handle, listener, loop)
     listener.close()
     told(asked=state.reason)
