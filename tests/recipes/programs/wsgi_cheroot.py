@@ -24,15 +24,10 @@ def version():
     return str(VERSION)
 
 
-@app.get("/until/<name>")
-def until(name):
+@app.route("/until/<name>", methods=["GET", "POST"])
+def until(name):  # which does not read what was posted
     while not os.path.exists(name):
         time.sleep(0.01)
-    return str(VERSION)
-
-
-@app.post("/")
-def post():  # which does not read what was posted
     return str(VERSION)
 
 
