@@ -192,7 +192,8 @@ def test_that_fails(hotrestart_program):
     assert hotrestart_program.start().wait_exit() == 1
 """
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "hotrestart.testing.plugin", "-p", "no:cacheprovider", "."]
+    plugins = ("-p", "no:hotrestart", "-p", "hotrestart.testing.plugin", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "."]
     ran = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
     assert "1 failed, 2 passed" in ran.stdout, ran.stdout + ran.stderr
     assert "what it said" in ran.stdout
