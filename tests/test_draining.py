@@ -40,7 +40,7 @@ def run(world: World, handle: Handle = greet, linger: float = PATIENCE) -> threa
 
     async def main() -> None:
         async with serving.DrainingListener(world.listener) as listener:
-            server = await asyncio.start_server(keep, sock=listener, backlog=1)
+            server = await asyncio.start_server(keep, sock=listener, backlog=100)
             while not state.should_stop:
                 await asyncio.sleep(0.002)
             await listener.drain(linger)
@@ -58,8 +58,9 @@ def test_what_was_accepted_in_the_moment_of_the_end_is_served_and_the_queue_is_l
 
     def accept_last(listener: serving.DrainingListener) -> tuple[socket.socket, Any]:
         accepted = accept(listener)
-        world.connect(b"in the queue")
-        world.end()
+        if not state.should_stop:
+            world.connect(b"in the queue")
+            world.end()
         return accepted
 
     monkeypatch.setattr(serving.DrainingListener, "accept", accept_last)
@@ -88,13 +89,32 @@ def test_a_kept_connection_has_time_for_one_more_request_and_the_drain_ends_with
     assert not thread.is_alive()
 
 
-def test_an_idle_connection_holds_the_drain_up_for_no_longer_than_it_may(world: World) -> None:
+def test_an_idle_connection_holds_the_drain_up_for_no_longer_than_it_may_and_nothing_spins(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drain, accept = serving.DrainingListener.drain, serving.DrainingListener.accept
+    drains: list[float] = []
+    tries: list[bool] = []
+
+    async def begin(listener: serving.DrainingListener, linger: float) -> None:
+        world.connect(b"in the queue")
+        drains.append(linger)
+        await drain(listener, linger)
+
+    def attempt(listener: serving.DrainingListener) -> tuple[socket.socket, Any]:
+        tries.append(bool(drains))
+        return accept(listener)
+
+    monkeypatch.setattr(serving.DrainingListener, "drain", begin)
+    monkeypatch.setattr(serving.DrainingListener, "accept", attempt)
     client = world.connect(b"1\n")
     thread = run(world, linger=0.05)
     assert client.recv(100) == b"hello 1\n"
     world.end()
     thread.join(PATIENCE)
     assert not thread.is_alive()
+    assert drains == [0.05]
+    assert not any(tries)
 
 
 def test_an_answer_is_not_lost_to_input_that_nobody_reads(world: World) -> None:
@@ -130,7 +150,7 @@ def test_a_client_that_does_not_go_is_left_after_a_while(world: World, monkeypat
 
 
 def test_while_nobody_ends_a_server_closes_as_ever_and_backlog_and_listener_stay(world: World) -> None:
-    world.listener.listen(64)
+    world.listener.listen(500)
 
     async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
@@ -140,10 +160,10 @@ def test_while_nobody_ends_a_server_closes_as_ever_and_backlog_and_listener_stay
     soon(lambda: world.pulse.turns == 1)
     world.end()
     thread.join(PATIENCE)
-    for _ in range(8):  # more than the backlog that the server has asked for
+    for _ in range(120):  # more than the server has asked for
         world.connect()
     world.listener.setblocking(True)
-    for _ in range(8):
+    for _ in range(120):
         world.listener.accept()[0].close()
 
 
