@@ -68,7 +68,7 @@ def test_what_was_accepted_in_the_moment_of_the_end_is_served_and_the_queue_is_l
     thread = run(world)
     assert read_all(client) == b"hello here\n"
     thread.join(PATIENCE)
-    world.listener.setblocking(True)
+    world.listener.settimeout(PATIENCE)
     with world.listener.accept()[0] as left:
         assert left.recv(100) == b"in the queue"
 
@@ -162,7 +162,7 @@ def test_while_nobody_ends_a_server_closes_as_ever_and_backlog_and_listener_stay
     thread.join(PATIENCE)
     for _ in range(120):  # more than the server has asked for
         world.connect()
-    world.listener.setblocking(True)
+    world.listener.settimeout(PATIENCE)
     for _ in range(120):
         world.listener.accept()[0].close()
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
+import threading
 import time
 
 import pytest
 
+from tests.conftest import missing
 from tests.harness import Program
-from tests.recipes.load import KINDS, Load, reload, start
+from tests.recipes.load import KINDS, Client, Load, deploy, reload, start
 
 SERVERS = {"asgi_uvicorn": "uvicorn", "asgi_hypercorn": "hypercorn", "aiohttp_app": "aiohttp"}
 
@@ -20,10 +20,7 @@ def app(request: pytest.FixtureRequest) -> str:
     """The program of a server that is installed."""
     name = str(request.param)
     if importlib.util.find_spec(SERVERS[name]) is None:
-        message = f"{SERVERS[name]} is not installed"
-        if os.environ.get("HOTRESTART_CI") and sys.version_info[:2] == (3, 11):
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(SERVERS[name])
     return name
 
 
@@ -41,3 +38,46 @@ def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, 
     load.check(reloads + 1)
     assert program.stop() == 0, program.log()
     assert "Traceback" not in program.log()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_upload_that_takes_longer_than_the_drain_is_finished(
+    program: Program, port: int, app: str, kind: str
+) -> None:
+    begun, enough = threading.Event(), threading.Event()
+    answers: list[object] = []
+
+    def upload() -> None:
+        try:
+            with Client(port) as client:
+                client.ask(keep=True)
+                client._socket.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+                begun.set()
+                while not enough.wait(0.05):
+                    client._socket.sendall(b"1\r\nx\r\n")
+                client._socket.sendall(b"0\r\n\r\n")
+                answers.append(client._until(b"\r\n\r\n").split()[1])
+        except (OSError, EOFError) as error:
+            answers.append(error)
+
+    start(program, app, port, kind)
+    thread = threading.Thread(target=upload)
+    thread.start()
+    begun.wait()
+    deploy(program, app, 2, kind)
+    with Load(port, new=1, kept=1, pausing=0) as load:
+        program.hup()
+        if kind == "workers":
+            load.wait_for(program, 2, alone=True)
+        else:
+            count = -1
+            while count != len(load.answers):  # the program accepts nothing more
+                count = len(load.answers)
+                time.sleep(0.5)
+        time.sleep(1.5)  # more than `linger`
+        enough.set()
+        thread.join()
+        load.wait_for(program, 2, alone=True)
+    load.check(2)
+    assert answers == [b"200"]
+    assert program.stop() == 0, program.log()
