@@ -16,7 +16,7 @@ from tests.recipes.load import KINDS, Client, Load, deploy, reload, start
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
     keeps = app in ("http_threads", "streams")
     often = app == "http_threads" and kind == "workers"
-    reloads = 100 if full else 20 if often else 5
+    reloads = 100 if full else 8 if often else 3
     start(program, app, port, kind)
     with Load(port, new=3 if keeps else 5, kept=3 if keeps else 0, pausing=2 if keeps else 0) as load:
         began = time.monotonic()

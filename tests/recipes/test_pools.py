@@ -63,7 +63,7 @@ def check(program: Rolling, kind: str, app: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("app", ["pool_threads", "own_subprocess"])
 def test_jobs_in_hand_are_finished(rolling: Rolling, app: str, kind: str, full: bool) -> None:
-    reload(rolling, app, kind, 50 if full else 20)
+    reload(rolling, app, kind, 50 if full else 6)
     check(rolling, kind, app)
 
 
@@ -71,7 +71,7 @@ def test_jobs_in_hand_are_finished(rolling: Rolling, app: str, kind: str, full: 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("app", ["pool_processes", "own_process"])
 def test_jobs_in_other_processes_are_finished(rolling: Rolling, app: str, method: str, kind: str, full: bool) -> None:
-    reload(rolling, app, kind, 50 if full else 20 if method == "fork" else 5, method)
+    reload(rolling, app, kind, 50 if full else 6 if method == "fork" else 3, method)
     check(rolling, kind, f"{app} by {method}")
 
 

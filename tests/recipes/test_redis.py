@@ -90,7 +90,7 @@ def memory(pid: int) -> int:
 
 
 def test_two_hundred_restarts_lose_and_repeat_nothing(program: Program, redis_socket: str, full: bool) -> None:
-    restarts = 1000 if full else 200
+    restarts = 1000 if full else 60
     program.deploy(WORKER.format(version=0))
     program.start("app.py", redis_socket)
     program.wait_report(ready=1)

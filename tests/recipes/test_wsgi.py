@@ -31,7 +31,7 @@ def app(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
-    reloads = 50 if full else 20
+    reloads = 50 if full else 6
     start(program, app, port, kind)
     with Load(port) as load:
         began = time.monotonic()
