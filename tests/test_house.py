@@ -137,7 +137,13 @@ main()
 """
     found = modules_after(code)
     assert not found & HEAVY
-    assert {name for name in found if not name.startswith("hotrestart")} <= {"__future__", "posix", "_socket", "fcntl", "select"}
+    assert {name for name in found if not name.startswith("hotrestart")} <= {
+        "__future__",
+        "posix",
+        "_socket",
+        "fcntl",
+        "select",
+    }
 
 
 def test_the_restart_itself_imports_nothing_heavy() -> None:
