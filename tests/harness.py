@@ -10,11 +10,13 @@ import json
 import os
 import signal
 import sys
+import sysconfig
 from pathlib import Path
 
 from hotrestart import testing
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+LIBRARY = sysconfig.get_path("stdlib")
 PATIENCE = 60.0  # seconds: how long a busy machine may take for anything; passing tests never wait that long
 
 REPORT = """
@@ -43,6 +45,20 @@ def clean_environment(**more: str) -> dict[str, str]:
     env["SPT_NOENV"] = "1"  # setproctitle shall not write over the environments by which processes are found
     env.update(more)
     return env
+
+
+def open_files(pid: int) -> dict[int, str]:
+    """What each descriptor of the process leads to; apart from those that are open for an import at this moment."""
+    found: dict[int, str] = {}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except FileNotFoundError:
+            continue  # it was open only for a moment
+        is_import = target.endswith((".py", ".pyc", ".so")) or target.startswith((f"{CHECKOUT}/hotrestart", LIBRARY))
+        if not is_import:
+            found[int(entry.name)] = target
+    return found
 
 
 class Program(testing.Program):
@@ -80,13 +96,7 @@ class Program(testing.Program):
 
     def fds(self) -> list[str]:
         """The open descriptors, as "number -> target"."""
-        found = []
-        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
-            try:
-                found.append(f"{entry.name} -> {os.readlink(entry)}")
-            except FileNotFoundError:
-                continue  # closed just now
-        return sorted(found)
+        return sorted(f"{number} -> {target}" for number, target in open_files(self.pid).items())
 
     def children(self) -> list[int]:
         """The pids of its children, zombies included."""

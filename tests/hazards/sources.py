@@ -54,14 +54,3 @@ def an_interpreter(folder: Path) -> Path:
     link = folder / "python"
     link.symlink_to(os.path.realpath(sys.executable))
     return link
-
-
-def open_files(pid: int) -> dict[int, str]:
-    """What each descriptor of the process leads to."""
-    found: dict[int, str] = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            found[int(entry.name)] = os.readlink(entry)
-        except FileNotFoundError:
-            continue  # it was open only for a moment
-    return found

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Program, worker
-from tests.hazards.sources import an_interpreter, open_files
+from tests.harness import Program, open_files, worker
+from tests.hazards.sources import an_interpreter
 
 pytestmark = pytest.mark.core
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import CHECKOUT, Program, worker
-from tests.hazards.sources import is_running, is_zombie, mask, open_files
+from tests.harness import CHECKOUT, Program, open_files, worker
+from tests.hazards.sources import is_running, is_zombie, mask
 
 pytestmark = pytest.mark.core
 
