@@ -368,7 +368,7 @@ def test_no_command_is_wrong_usage(env: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["--help"], 0, "example:\n  python3 -m hotrestart demo "),
+        (["--help"], 0, "examples:\n  python3 -m hotrestart demo "),
         (["demo", "--help"], 0, "exit status: 0 if"),
         (["--version"], 0, f"hotrestart {__version__}\n"),
         ([], 2, "COMMAND"),

@@ -17,6 +17,7 @@ from . import whereabouts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 __all__ = ["Listening"]
@@ -127,12 +128,12 @@ class Listening:
             pass  # gone already, or not ours to remove any more: nobody answers there, and that is what it says
 
 
-def _places() -> list[str]:
-    """Where our pid leads."""
-    found = [each for each in whereabouts.folders(os.geteuid(), os.environ) if whereabouts.make_private(each)]
-    for folder in found[:1]:
-        _sweep(folder)
-    return [f"{each}/{whereabouts.name_for(os.getpid())}" for each in found]
+def _places() -> Iterator[str]:
+    """Where our pid leads; a folder is made when the one before it does not do."""
+    for folder in whereabouts.folders(os.geteuid(), os.environ):
+        if whereabouts.make_private(folder):
+            _sweep(folder)
+            yield f"{folder}/{whereabouts.name_for(os.getpid())}"
 
 
 def _sweep(folder: str) -> None:

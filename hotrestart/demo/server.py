@@ -15,7 +15,7 @@ from hotrestart import serving
 VERSION = 1
 
 
-@hotrestart.restartable(workers=2, soak=0.3, timeout=1.0, grace=3.0)
+@hotrestart.restartable(workers=2, soak=0.3, timeout=1.0, grace=3.0, control=False)
 def main() -> None:
     """Serve until asked to end."""
     listener = hotrestart.listen("127.0.0.1:0")

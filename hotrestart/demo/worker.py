@@ -14,7 +14,7 @@ import hotrestart
 VERSION = 1
 
 
-@hotrestart.restartable
+@hotrestart.restartable(control=False)
 def main() -> None:
     """Do one job after another until asked to end."""
     with (

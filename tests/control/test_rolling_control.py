@@ -17,7 +17,7 @@ import pytest
 from hotrestart import Outcome, control
 from hotrestart.errors import ControlError, NotThereError
 from tests.control.asking import Asking, Visitor, names_of, wait_heard, wait_state
-from tests.harness import PATIENCE
+from tests.harness import PATIENCE, open_files
 from tests.rolling.programs import Rolling, Traffic, service
 
 pytestmark = pytest.mark.core
@@ -175,7 +175,7 @@ def test_nobody_but_the_supervisor_holds_the_connections(program: Rolling) -> No
     program.launch(service())
     with Visitor(program.pid):
         assert restart(program.pid).ok
-        own = {os.readlink(each) for each in Path(f"/proc/{program.pid}/fd").iterdir()}
+        own = set(open_files(program.pid).values())
         unix = {
             f"socket:[{line.split()[6]}]"
             for line in Path("/proc/net/unix").read_text().splitlines()[1:]
@@ -184,7 +184,7 @@ def test_nobody_but_the_supervisor_holds_the_connections(program: Rolling) -> No
         control_sockets = own & unix
         assert control_sockets
         for pid in program.members() - {program.pid}:
-            assert not control_sockets & {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+            assert not control_sockets & set(open_files(pid).values())
 
 
 def test_under_attack_nothing_is_lost(program: Rolling) -> None:

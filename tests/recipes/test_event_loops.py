@@ -83,11 +83,10 @@ async def accept(listener, handlers):
             connection, _ = listener.accept()
         except BlockingIOError:
             continue                                          # another worker has it
-        stream = await anyio.abc.SocketStream.from_socket(connection)
-        handlers.start_soon(handle, stream)
+        handlers.start_soon(handle, connection)               # an await here could be cancelled, and lose it
 
-async def handle(stream):
-    async with stream:
+async def handle(connection):
+    async with await anyio.abc.SocketStream.from_socket(connection) as stream:
         await stream.receive()
         await stream.send(answer())
 

@@ -35,11 +35,21 @@ def loading(program: Rolling) -> None:
     program.wait_report(imported=True, version=2)
 
 
+IS_FIRST = """
+def is_first():
+    try:
+        os.mkdir("one")
+        return True
+    except FileExistsError:
+        return False
+"""
+
+
 def getting_ready(program: Rolling) -> None:
     """One of the new workers is ready, the other will never be."""
-    first = "told(boot=True); os.path.exists('one') and wait_for('never'); os.makedirs('one', exist_ok=True)"
+    first = "told(boot=True); is_first() or wait_for('never')"
     program.launch(service(1, FOR_EVER))
-    program.deploy(service(2, FOR_EVER, first=first))
+    program.deploy(service(2, FOR_EVER, top=IS_FIRST, first=first))
     program.hup()
     program.wait_report(boot=True, count=2)
 
