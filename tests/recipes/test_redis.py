@@ -89,7 +89,7 @@ def memory(pid: int) -> int:
     return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_"))
 
 
-def test_two_hundred_restarts_lose_and_repeat_nothing(program: Program, redis_socket: str, full: bool) -> None:
+def test_many_restarts_lose_and_repeat_nothing(program: Program, redis_socket: str, full: bool) -> None:
     restarts, early_fds, early_memory = 1000 if full else 60, 0, 0
     program.deploy(WORKER.format(version=0))
     program.start("app.py", redis_socket)
