@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -59,3 +60,10 @@ def missing(program: str) -> None:
     if os.environ.get("HOTRESTART_CI"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def need(*modules: str) -> None:
+    """The same for Python packages that are not installed."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            missing(module)

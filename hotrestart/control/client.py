@@ -62,21 +62,15 @@ def stop(target: Target, *, timeout: float | None = 300.0) -> None:
 def status(target: Target, *, timeout: float | None = 10.0) -> dict[str, Any]:
     """How the program is: plain data, documented in README."""
     with _Call(target, timeout) as call:
-        for answer in call.ask(request="status"):
-            if "status" in answer:
-                found: dict[str, Any] = answer["status"]
-                return found
-    raise NotThereError(f"process {call.pid} has died")
+        found: dict[str, Any] = call.answer("status", request="status")
+        return found
 
 
 def scale(target: Target, *, by: int | None = None, to: int | None = None, timeout: float | None = 10.0) -> int:
     """So many workers more (`by`, fewer if negative), or so many (`to`); how many are wanted now."""
     number = {name: value for name, value in (("by", by), ("to", to)) if value is not None}
     with _Call(target, timeout) as call:
-        for answer in call.ask(request="scale", **number):
-            if "workers" in answer:
-                return int(answer["workers"])
-    raise NotThereError(f"process {call.pid} has died")
+        return int(call.answer("workers", request="scale", **number))
 
 
 class _Call:
@@ -101,6 +95,13 @@ class _Call:
         self._socket.close()
         if self._process != -1:
             os.close(self._process)
+
+    def answer(self, field: str, **request: Any) -> Any:
+        """What the first line that has this field says there."""
+        for answer in self.ask(**request):
+            if field in answer:
+                return answer[field]
+        raise NotThereError(f"process {self.pid} has died")
 
     def ask(self, **request: Any) -> Iterator[dict[str, Any]]:
         """The lines of the answer, to the end of the connection or of the process."""

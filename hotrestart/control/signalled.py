@@ -52,7 +52,6 @@ class SignalDriven:
         self._nudge: object = None
         self._sleeper = Sleeper()
         self._server: Server | None = None
-        self._pid = os.getpid()
         self._number = 0
 
     def begin(self, *, is_new: bool) -> None:

@@ -185,3 +185,31 @@ def reload(program: Program, load: Load, app: str, kind: str, versions: range, *
         program.hup()
         load.wait_for(program, version)
     load.wait_for(program, versions[-1], alone=True)
+
+
+def wait_served(program: Program, port: int) -> None:
+    """Until it answers at all."""
+
+    def answers() -> bool:
+        try:
+            with Client(port) as client:
+                return bool(client.ask(keep=False))
+        except OSError:
+            return False
+
+    program.wait_until(answers, "a first answer")
+
+
+def reload_and_account(program: Program, port: int, app: str, kind: str, reloads: int) -> None:
+    """Reload it so often under load: nothing is lost, and it ends in peace."""
+    start(program, app, port, kind)
+    with Load(port) as load:
+        began = time.monotonic()
+        reload(program, load, app, kind, range(2, reloads + 2))
+        took = time.monotonic() - began
+    print(f"{app}, {kind}: {reloads} reloads in {took:.1f} s, {len(load.answers)} answers,", end=" ")
+    print(f"{len(load.failures)} failed, {len(load.retries)} retries,", end=" ")
+    print(f"longest silence {load.longest_silence(began, began + took) * 1000:.0f} ms")
+    load.check(reloads + 1)
+    assert program.stop() == 0, program.log()
+    assert "Traceback" not in program.log()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import need
 from tests.harness import Program
-from tests.recipes.load import KINDS, Client, Load, deploy, reload, start
+from tests.recipes.load import KINDS, Client, Load, deploy, reload_and_account, start
 
 SERVERS = {"asgi_uvicorn": "uvicorn", "asgi_hypercorn": "hypercorn", "aiohttp_app": "aiohttp"}
 
@@ -19,25 +18,13 @@ SERVERS = {"asgi_uvicorn": "uvicorn", "asgi_hypercorn": "hypercorn", "aiohttp_ap
 def app(request: pytest.FixtureRequest) -> str:
     """The program of a server that is installed."""
     name = str(request.param)
-    if importlib.util.find_spec(SERVERS[name]) is None:
-        missing(SERVERS[name])
+    need(SERVERS[name])
     return name
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
-    reloads = 50 if full else 6
-    start(program, app, port, kind)
-    with Load(port) as load:
-        began = time.monotonic()
-        reload(program, load, app, kind, range(2, reloads + 2))
-        took = time.monotonic() - began
-    print(f"{app}, {kind}: {reloads} reloads in {took:.1f} s, {len(load.answers)} answers,", end=" ")
-    print(f"{len(load.failures)} failed, {len(load.retries)} retries,", end=" ")
-    print(f"longest silence {load.longest_silence(began, began + took) * 1000:.0f} ms")
-    load.check(reloads + 1)
-    assert program.stop() == 0, program.log()
-    assert "Traceback" not in program.log()
+    reload_and_account(program, port, app, kind, 50 if full else 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)

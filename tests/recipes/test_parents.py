@@ -18,7 +18,7 @@ import pytest
 from tests.asking import ask, ask_json
 from tests.conftest import missing
 from tests.harness import PATIENCE, Program
-from tests.recipes.load import KINDS, Client, Load, deploy
+from tests.recipes.load import KINDS, Load, deploy, wait_served
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -60,16 +60,7 @@ class Served(Program):
         deploy(self, "http_threads", version, self.kind)
 
     def wait_served(self) -> None:
-        """Until it answers at all."""
-
-        def answers() -> bool:
-            try:
-                with Client(self.port) as client:
-                    return bool(client.ask(keep=False))
-            except OSError:
-                return False
-
-        self.wait_until(answers, "a first answer")
+        wait_served(self, self.port)
 
     def restart_in_all_ways(self, server: int) -> None:
         """By HUP and by the command line, in turn, under load, at last with broken code; its pid is `server`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Program
-from tests.recipes.load import KINDS, Client, Load, deploy
+from tests.recipes.load import KINDS, Client, Load, deploy, wait_served
 from tests.systemd_box import Box, Service
 
 SIMPLE = """
@@ -62,16 +62,7 @@ class Server(Service):
         deploy(self, "http_threads", version, self.kind)
 
     def wait_served(self) -> None:
-        """Until it answers at all."""
-
-        def answers() -> bool:
-            try:
-                with Client(self.port) as client:
-                    return bool(client.ask(keep=False))
-            except OSError:
-                return False
-
-        self.wait_until(answers, "a first answer")
+        wait_served(self, self.port)
 
     def reload(self, load: Load, version: int) -> None:
         """Another version and `systemctl reload`, until it serves alone."""

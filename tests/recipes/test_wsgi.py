@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 import threading
 import time
 
 import pytest
 
+from tests.conftest import need
 from tests.harness import Program
-from tests.recipes.load import KINDS, Client, Load, deploy, reload, start
+from tests.recipes.load import KINDS, Client, Load, deploy, reload, reload_and_account, start
 
 SERVERS = {"wsgi_waitress": "waitress", "wsgi_cheroot": "cheroot"}
 
@@ -20,29 +18,13 @@ SERVERS = {"wsgi_waitress": "waitress", "wsgi_cheroot": "cheroot"}
 def app(request: pytest.FixtureRequest) -> str:
     """The program of a server that is installed."""
     name = str(request.param)
-    for module in (SERVERS[name], "flask"):
-        if importlib.util.find_spec(module) is None:
-            message = f"{module} is not installed"
-            if os.environ.get("HOTRESTART_CI") and sys.version_info[:2] == (3, 11):
-                pytest.fail(message)
-            pytest.skip(message)
+    need(SERVERS[name], "flask")
     return name
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
-    reloads = 50 if full else 6
-    start(program, app, port, kind)
-    with Load(port) as load:
-        began = time.monotonic()
-        reload(program, load, app, kind, range(2, reloads + 2))
-        took = time.monotonic() - began
-    print(f"{app}, {kind}: {reloads} reloads in {took:.1f} s, {len(load.answers)} answers,", end=" ")
-    print(f"{len(load.failures)} failed, {len(load.retries)} retries,", end=" ")
-    print(f"longest silence {load.longest_silence(began, began + took) * 1000:.0f} ms")
-    load.check(reloads + 1)
-    assert program.stop() == 0, program.log()
-    assert "Traceback" not in program.log()
+    reload_and_account(program, port, app, kind, 50 if full else 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
