@@ -14,6 +14,10 @@ __all__ = ["Address"]
 class Address:
     """What `listen` was asked for, understood: `kind` is "tcp", "udp" or "unix"; `host` is the path for "unix"."""
 
+    kind: str
+    host: str
+    port: int
+
     __slots__ = ("host", "kind", "port")
 
     def __init__(self, kind: str, host: str, port: int = 0) -> None:

@@ -59,15 +59,15 @@ class Command:
     )
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.is_preflight = False
+        self.pid: int = os.getpid()
+        self.is_preflight: bool = False
         self.nofile: int | None = None
-        self.executable = sys.executable or "/proc/self/exe"
+        self.executable: str = sys.executable or "/proc/self/exe"
         self.script: str = (getattr(sys, "argv", None) or [""])[0]
-        self.argv = [self.executable, *sys.orig_argv[1:]]
-        self.cwd = _logical_directory()
-        self.env = _first_environment()
-        self.since = time() - 2.0  # hotrestart may not be the first import
+        self.argv: list[str] = [self.executable, *sys.orig_argv[1:]]
+        self.cwd: str | None = _logical_directory()
+        self.env: dict[str, str] = _first_environment()
+        self.since: float = time() - 2.0  # hotrestart may not be the first import
         self.blocked: list[int] = []
         self.ignored: list[int] = []
         self.helpers: list[int] = []
@@ -206,5 +206,5 @@ def _given_fds() -> dict[int, tuple[int, int]]:
     return given
 
 
-first = Command()
+first: Command = Command()
 """The command of this program, noted when this module was first imported."""

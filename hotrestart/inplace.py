@@ -41,13 +41,15 @@ _QUIET = 0.5  # seconds: most programs have ended by then, and need not share th
 class InPlace:
     """This process as a program that restarts in place. One at a time; made and entered in the main thread."""
 
+    main_thread: int
+
     has_heir = True
 
     def __init__(self, options: Options) -> None:
         self._may_restart = os.getpid() == command.first.pid  # a forked child is no program of its own
         if self._may_restart:
             command.first.check()
-        self.sleeper = Sleeper()
+        self.sleeper: Sleeper = Sleeper()
         self._preflight, self._ready_timeout, self._grace = options.preflight, options.ready_timeout, options.grace
         self._handling = signals.handling(
             self.sleeper,
@@ -55,14 +57,15 @@ class InPlace:
             on_restart=self.request_restart,
             on_stop=self.request_stop,
         )
-        self.announcer = Announcer(self, options)
+        self.announcer: Announcer = Announcer(self, options)
         self._asked = 0  # changes with every request
         self._preparing = allocate_lock()
         self._draining = allocate_lock()
         self._drain_runs = allocate_lock()
         self._drain_runs.acquire()
         self._pid, self.main_thread = os.getpid(), get_ident()
-        self.main_has_returned = self.is_overdue = self._is_ready = self._is_prepared = False
+        self.main_has_returned: bool = False
+        self.is_overdue = self._is_ready = self._is_prepared = False
 
     def enter(self) -> None:
         """Begin to handle requests, including those of the boot window."""

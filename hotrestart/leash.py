@@ -21,6 +21,9 @@ _own: int = -1
 class Tether:
     """The pipe. `read_end` is for all members, `write_end` for the supervisor alone (-1 elsewhere)."""
 
+    read_end: int
+    write_end: int
+
     __slots__ = ("read_end", "write_end")
 
     def __init__(self, read_end: int = -1, write_end: int = -1) -> None:

@@ -25,6 +25,11 @@ class Options:
     Raises OptionError for a value that cannot work, and for an option that does nothing without `workers`.
     """
 
+    preload: bool
+    preflight: bool
+    grace: float
+    soak: float
+
     __slots__ = (
         "batch",
         "control",
@@ -60,18 +65,18 @@ class Options:
         control: bool | str | os.PathLike[str] = True,
         pidfile: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.workers = _count("workers", workers, most=_MOST_WORKERS)
+        self.workers: int | None = _count("workers", workers, most=_MOST_WORKERS)
         self.preload, self.preflight = _flag("preload", preload), _flag("preflight", preflight)
-        self.ready_timeout = _seconds("ready_timeout", ready_timeout)
+        self.ready_timeout: float = _seconds("ready_timeout", ready_timeout)
         self.grace, self.soak = _seconds("grace", grace), _seconds("soak", soak)
-        self.timeout = None if timeout is None else _seconds("timeout", timeout, positive=True)
-        self.max_age = None if max_age is None else _seconds("max_age", max_age, positive=True)
-        self.batch = _count("batch", batch)
-        self.max_jobs = _count("max_jobs", max_jobs)
-        self.max_rss = _count("max_rss", max_rss, unit="bytes")
-        self.jitter = _seconds("jitter", jitter, unit="a share, as 0.1 for a tenth")
-        self.control = control if isinstance(control, bool) else _path("control", control)
-        self.pidfile = None if pidfile is None else _path("pidfile", pidfile)
+        self.timeout: float | None = None if timeout is None else _seconds("timeout", timeout, positive=True)
+        self.max_age: float | None = None if max_age is None else _seconds("max_age", max_age, positive=True)
+        self.batch: int | None = _count("batch", batch)
+        self.max_jobs: int | None = _count("max_jobs", max_jobs)
+        self.max_rss: int | None = _count("max_rss", max_rss, unit="bytes")
+        self.jitter: float = _seconds("jitter", jitter, unit="a share, as 0.1 for a tenth")
+        self.control: bool | str = control if isinstance(control, bool) else _path("control", control)
+        self.pidfile: str | None = None if pidfile is None else _path("pidfile", pidfile)
         if workers is None:
             self._refuse_what_needs_workers()
 

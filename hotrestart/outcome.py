@@ -22,6 +22,14 @@ class Outcome:
     seconds of each stage.
     """
 
+    ok: bool
+    generation: int
+    stage: str
+    reason: str
+    detail: str
+    seconds: float
+    stages: dict[str, float]
+
     __slots__ = ("detail", "generation", "ok", "pid", "reason", "seconds", "stage", "stages")
 
     def __init__(
@@ -37,7 +45,7 @@ class Outcome:
         stages: Mapping[str, float] | None = None,
     ) -> None:
         self.ok, self.generation, self.stage, self.reason, self.detail = ok, generation, stage, reason, detail
-        self.pid = os.getpid() if pid is None else pid
+        self.pid: int = os.getpid() if pid is None else pid
         self.seconds, self.stages = seconds, dict(stages or {})
 
     @classmethod

@@ -50,7 +50,8 @@ class PidFile:
 
     def __init__(self, path: str, fd: int) -> None:
         """For `take` and `of`: the file that is at `path` and open as `fd`, and whose lock we have."""
-        self.path, self.fd = path, fd
+        self.path: str = path
+        self.fd: int = fd
         self._pid, self._status = os.getpid(), os.fstat(fd)
         _held.append(self)
 

@@ -31,6 +31,11 @@ _ABORT_GRACE = 2.0  # seconds for the stack dump
 class Verdict:
     """Whether the new code came to the door; if not, why in one line, and the end of what it printed."""
 
+    ok: bool
+    reason: str
+    detail: str
+    is_stale: bool
+
     __slots__ = ("detail", "is_stale", "ok", "reason")
 
     def __init__(self, ok: bool, reason: str = "", detail: str = "", *, is_stale: bool = False) -> None:

@@ -11,21 +11,32 @@ if TYPE_CHECKING:
     from .sleeper import Sleeper
 
     class Role(Protocol):
-        """What every role can do; all of it in any thread, the requests in a signal handler too.
-
-        `hand_over`: what the next generation is told, and the descriptors of it, just before an exec; `resume`: that
-        has failed. `abandon`: the process ends at once."""
+        """What every role can do; all of it in any thread, the requests in a signal handler too."""
 
         sleeper: Sleeper
         has_heir: bool  # what this process bequeaths reaches the next generation
 
-        def ready(self) -> None: ...
-        def request_restart(self) -> object: ...
-        def request_stop(self) -> None: ...
-        def prepare_to_end(self) -> None: ...
-        def hand_over(self) -> tuple[dict[str, Any], set[int]]: ...
-        def resume(self) -> None: ...
-        def abandon(self) -> None: ...
+        def ready(self) -> None:
+            """This generation serves."""
+
+        def request_restart(self) -> object:
+            """Ask for a newer generation."""
+
+        def request_stop(self) -> None:
+            """Ask for the end of the program."""
+
+        def prepare_to_end(self) -> None:
+            """The exit handlers come next."""
+
+        def hand_over(self) -> tuple[dict[str, Any], set[int]]:
+            """What the next generation is told, and the descriptors of it, just before an exec."""
+            ...
+
+        def resume(self) -> None:
+            """That exec has failed."""
+
+        def abandon(self) -> None:
+            """The process ends at once."""
 
 
 __all__ = ["current", "ready", "request_restart", "request_stop"]

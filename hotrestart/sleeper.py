@@ -27,7 +27,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     class HasFileno(Protocol):
-        def fileno(self) -> int: ...
+        """A file, a socket, and whatever else select() takes."""
+
+        def fileno(self) -> int:
+            """The file descriptor."""
+            ...
 
     File = TypeVar("File", bound="int | HasFileno")
 
@@ -54,7 +58,9 @@ class Sleeper:
     """
 
     def __init__(self) -> None:
-        self.owner = get_ident()  # the thread that sleeps on the pipe of fileno(); all others have pipes of their own
+        self.owner: int = (
+            get_ident()
+        )  # the thread that sleeps on the pipe of fileno(); all others have pipes of their own
         self._woken = False
         self._for_good = False
         self._pipes: list[_Pipe] = []

@@ -39,6 +39,11 @@ class Membership:
     """What ties this process to its supervisor: the descriptors of the lifeline, the page of beats, the tether, and
     standard error as it will be once this generation serves (-1: as it is)."""
 
+    lifeline: int
+    beats: int
+    tether: int
+    stderr: int
+
     __slots__ = ("beats", "lifeline", "stderr", "tether")
 
     def __init__(self, lifeline: int, beats: int, tether: int, stderr: int) -> None:

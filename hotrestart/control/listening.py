@@ -30,6 +30,11 @@ _TRIES, _PAUSE = 200, 0.01  # seconds between them
 class Listening:
     """A listening control socket and the names that lead to it: its own `path`, and a symbolic `link` or ""."""
 
+    fd: int
+    path: str
+    link: str
+    inode: int
+
     __slots__ = ("_socket", "fd", "inode", "link", "path")
 
     def __init__(self, fd: int, path: str, link: str, inode: int) -> None:

@@ -28,9 +28,14 @@ if TYPE_CHECKING:
     class Watch(Protocol):
         """Of `selectors.BaseSelector`, what is used here; `data` is called when something happens."""
 
-        def register(self, fileobj: int, events: int, data: Callable[[], None]) -> object: ...
-        def modify(self, fileobj: int, events: int, data: Callable[[], None]) -> object: ...
-        def unregister(self, fileobj: int) -> object: ...
+        def register(self, fileobj: int, events: int, data: Callable[[], None]) -> object:
+            """Begin to watch it."""
+
+        def modify(self, fileobj: int, events: int, data: Callable[[], None]) -> object:
+            """Watch it for something else."""
+
+        def unregister(self, fileobj: int) -> object:
+            """Watch it no more."""
 
     class Program(Protocol):
         """What the server asks for, on behalf of whoever is connected. Each may raise HotRestartError."""
@@ -69,11 +74,14 @@ class Connection:
 
     def __init__(self, server: Server, sock: _socket.socket) -> None:
         self.ticket: Any = None
-        self.waits_for = ""
-        self.deadline = monotonic() + _SOON
-        self.unread = self.unsent = b""
-        self.socket, self._server = sock, server
-        self.is_answered, self.watched_for = False, READ
+        self.waits_for: str = ""
+        self.deadline: float = monotonic() + _SOON
+        self.unread: bytes = b""
+        self.unsent: bytes = b""
+        self.socket: _socket.socket = sock
+        self.is_answered: bool = False
+        self.watched_for: int = READ
+        self._server = server
         sock.setblocking(False)
 
     def fileno(self) -> int:

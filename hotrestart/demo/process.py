@@ -27,7 +27,7 @@ class Process:
 
     def __init__(self, folder: Path, name: str, *arguments: str) -> None:
         self.folder = folder
-        self.log_file = folder / f"{name}.log"
+        self.log_file: Path = folder / f"{name}.log"
         self._arguments = arguments
         self._process: subprocess.Popen[bytes]
         self._is_over = False

@@ -50,12 +50,12 @@ class Handler(serving.KeepAlive, http.server.BaseHTTPRequestHandler):
 class Server(http.server.ThreadingHTTPServer):
     """A thread for each connection; the main loop accepts, and keeps house between two turns."""
 
-    timeout = 0.5
-    keeping_house = threading.Lock()
+    timeout: float | None = 0.5
+    _keeping_house = threading.Lock()
 
     def service_actions(self) -> None:
         """Stop when the demonstration is gone, for nobody else would end this program."""
-        with self.keeping_house:
+        with self._keeping_house:
             if select.select([sys.stdin], [], [], 0)[0]:
                 hotrestart.request_stop()
 
@@ -63,7 +63,7 @@ class Server(http.server.ThreadingHTTPServer):
 def spin(handler: Handler) -> None:
     """What a bug may do: the head of the answer goes out, the rest never comes, and the main loop is locked out."""
     handler.wfile.flush()
-    with Server.keeping_house:
+    with Server._keeping_house:
         while True:
             pass
 

@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     from .process import Program
 
     class Account(Protocol):
-        def rows(self) -> list[tuple[str, str]]: ...
-        def faults(self) -> list[str]: ...
+        """What a story ends with."""
+
+        def rows(self) -> list[tuple[str, str]]:
+            """What was counted: a name and a figure each."""
+            ...
+
+        def faults(self) -> list[str]:
+            """What has gone wrong."""
+            ...
 
 
 __all__ = ["FORGETS", "Interrupted", "Story", "settle"]
@@ -39,7 +46,7 @@ class Story:
 
     def __init__(self, program: Program, display: Display, sleeper: Sleeper) -> None:
         self._program, self._display, self._sleeper = program, display, sleeper
-        self.missed = ""
+        self.missed: str = ""
         """What was waited for in vain."""
 
     def _state(self) -> str:

@@ -47,7 +47,7 @@ class Traffic:
         self.answers: list[Answer] = []
         self.failures: list[Failure] = []
         self.deaths: list[Death] = []
-        self.sent = -1
+        self.sent: int = -1
         self.noise: list[str] = []
         self._stream: BinaryIO | None = None
         self._unread = b""

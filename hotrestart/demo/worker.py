@@ -42,6 +42,7 @@ def take(queue: sqlite3.Connection) -> int | None:
 
 
 def work(_job: int) -> None:
+    """The job itself."""
     time.sleep(0.003)
 
 

@@ -26,9 +26,9 @@ class Beats:
 
     def __init__(self, fd: int | None = None) -> None:
         self._is_mine = fd is None
-        self.fd = _memory() if fd is None else fd
+        self.fd: int = _memory() if fd is None else fd
         os.set_inheritable(self.fd, False)
-        self.numbers = memoryview(mmap.mmap(self.fd, _SIZE)).cast("Q")
+        self.numbers: memoryview[int] = memoryview(mmap.mmap(self.fd, _SIZE)).cast("Q")
 
     def close(self) -> None:
         """Give the descriptor back; the page stays as long as somebody uses it."""
@@ -46,7 +46,7 @@ class Pulse:
     ) -> None:
         """`retire` is called after `limit` turns (0: never). `timeout`: seconds after which the supervisor holds it for
         hung."""
-        self.period = None if timeout is None else timeout / 4
+        self.period: float | None = None if timeout is None else timeout / 4
         """Seconds between two beats for a loop that sleeps out of our sight; None if nobody looks."""
         self._numbers, self._place, self._limit, self._retire = beats.numbers, place, limit, retire
         self._turns, self._thread = 0, get_ident()
@@ -83,7 +83,7 @@ class Watch:
     __slots__ = ("_seen", "_since", "timeout")
 
     def __init__(self, timeout: float, now: float) -> None:
-        self.timeout = timeout
+        self.timeout: float = timeout
         self._seen, self._since = 0, now
 
     def deadline(self, number: int, now: float) -> float:

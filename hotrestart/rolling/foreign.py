@@ -39,6 +39,12 @@ class Circumstances:
     """What a worker is started in: its environment but for LISTEN_PID, the descriptors of its listeners, its standard
     error, the tether, and the signal that asks it to stop."""
 
+    env: dict[str, str]
+    listeners: list[int]
+    stderr: int
+    tether: Tether
+    stop_signal: int
+
     __slots__ = ("env", "listeners", "stderr", "stop_signal", "tether")
 
     def __init__(

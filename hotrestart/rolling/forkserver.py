@@ -33,7 +33,7 @@ __all__ = ["MINE", "serve"]
 MINE = (*signals.FOR_SUPERVISORS, signal.SIGTERM)
 """What a fork server and a new worker are not to be disturbed by."""
 
-has_served = False
+has_served: bool = False
 """Whether this process is or was a fork server."""
 
 _KNELL = 2.0  # seconds between ABRT and KILL, for a dump of the stacks

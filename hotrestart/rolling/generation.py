@@ -24,6 +24,15 @@ class Process:
     aborted for.
     """
 
+    id: int
+    generation: int
+    is_server: bool
+    state: str
+    since: float
+    deadline: float
+    is_leaving: bool
+    is_retiring: bool
+
     __slots__ = (
         "deadline",
         "generation",
@@ -41,8 +50,8 @@ class Process:
         self.id, self.generation, self.is_server = number, generation, is_server
         self.state, self.since, self.deadline = STARTING, NEVER, NEVER
         self.is_leaving = self.is_retiring = False
-        self.retire_at = NEVER
-        self.why = ""
+        self.retire_at: float = NEVER
+        self.why: str = ""
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Process:
@@ -67,13 +76,18 @@ class Process:
 class Generation:
     """One load of the program. `can_fork`: its code is loaded, so workers can be made of it."""
 
+    number: int
+    options: Options
+    failures: int
+    not_before: float
+
     __slots__ = ("can_fork", "failures", "not_before", "number", "options", "server", "workers")
 
     def __init__(self, number: int, options: Options) -> None:
         self.number, self.options = number, options
         self.server: Process | None = None
         self.workers: list[Process] = []
-        self.can_fork = False
+        self.can_fork: bool = False
         self.failures, self.not_before = 0, 0.0
 
     def count(self, *states: str) -> int:

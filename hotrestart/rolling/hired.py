@@ -30,7 +30,7 @@ class Outlet(Relay):
 
     def __init__(self, fd: int) -> None:
         super().__init__(fd)
-        self.is_stuck = False
+        self.is_stuck: bool = False
 
     def pump(self) -> None:
         """Pass on what there is room for."""
@@ -48,8 +48,8 @@ class Outlet(Relay):
             data = os.read(self.fd, _AT_ONCE)
         except BlockingIOError:
             return False
-        self.has_ended = not data
-        self.tail = (self.tail + data)[-last_words.TAIL :]
+        self.has_ended: bool = not data
+        self.tail: bytes = (self.tail + data)[-last_words.TAIL :]
         log.pass_on(data)
         return not self.has_ended
 
@@ -70,9 +70,9 @@ class Hired(Member):
 
     def __init__(self, process: Process, name: str) -> None:
         super().__init__(process)
-        self.name = name
+        self.name: str = name
         self.notify: NotifySocket | None = None
-        self.settles_at = float("inf")
+        self.settles_at: float = float("inf")
         """When it will have lived long enough to count as ready."""
 
     @property

@@ -15,6 +15,11 @@ __all__ = ["Home"]
 class Home:
     """An interpreter, by path and by file, and a hotrestart, by the folder it is in and by version."""
 
+    python: str
+    file: list[int]
+    library: str
+    version: str
+
     __slots__ = ("file", "library", "python", "version")
 
     def __init__(self, python: str, file: list[int], library: str, version: str) -> None:

@@ -79,7 +79,8 @@ class Lifeline:
 
     def __init__(self, end: socket.socket) -> None:
         self.socket = end
-        self.has_ended = self._is_deaf = False  # nothing more will come; nobody there reads
+        self.has_ended: bool = False  # nothing more will come
+        self._is_deaf = False  # nobody there reads
         self._error: LifelineError | None = None
         self._unread, self._fds = b"", deque[int]()
         self._unsent: deque[tuple[bytes, list[int]]] = deque()

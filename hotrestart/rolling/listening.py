@@ -21,6 +21,8 @@ class Listening:
     """Which generation has asked for what: `asked` is `{generation: {(address, name)}}`. `look` is wanted at
     `deadline`."""
 
+    deadline: float
+
     def __init__(self) -> None:
         self.asked: dict[int, set[tuple[str, str | None]]] = {}
         self.deadline = NEVER

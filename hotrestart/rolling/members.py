@@ -34,7 +34,9 @@ class Relay:
     """What a generation that is getting ready prints to standard error: shown at once, and its end is kept."""
 
     def __init__(self, fd: int) -> None:
-        self.fd, self.tail, self.has_ended = fd, b"", False
+        self.fd: int = fd
+        self.tail: bytes = b""
+        self.has_ended: bool = False
         os.set_blocking(fd, False)
 
     def fileno(self) -> int:
@@ -64,6 +66,11 @@ class Member:
     `parent`: the id of that fork server. `home`: where its interpreter and its hotrestart are. `reason`, `detail`: why
     it fails, if it has said so."""
 
+    place: int
+    watched: int
+    reason: str
+    detail: str
+
     __slots__ = (
         "child",
         "detail",
@@ -81,13 +88,13 @@ class Member:
     )
 
     def __init__(self, process: Process) -> None:
-        self.process = process
+        self.process: Process = process
         self.child: Child | None = None
         self.lifeline: Lifeline | None = None
         self.relay: Relay | None = None
         self.watch: Watch | None = None
         self.place = self.watched = -1
-        self.parent = 0
+        self.parent: int = 0
         self.due: list[int] = []
         self.reason = self.detail = ""
         self.home: Home | None = None

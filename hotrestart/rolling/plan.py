@@ -13,9 +13,10 @@ class Plan:
 
     def __init__(self) -> None:
         self.generations: dict[int, Generation] = {}
-        self.current = self.coming = 0
-        self.extra = 0
-        self.is_stopping = False
+        self.current: int = 0
+        self.coming: int = 0
+        self.extra: int = 0
+        self.is_stopping: bool = False
         self._queued: list[tuple[object, float]] = []  # who has asked for a restart, and when
 
     @property

@@ -36,8 +36,8 @@ class NotifySocket:
 
     def __init__(self) -> None:
         name = f"hotrestart-{os.getpid()}-{os.urandom(8).hex()}"
-        self.address = f"@{name}"
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.address: str = f"@{name}"
+        self.socket: socket.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self.socket.setblocking(False)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)

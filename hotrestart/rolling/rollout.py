@@ -50,10 +50,12 @@ class Rollout(Plan):
     def __init__(self, options: Options, *, generation: int = 1, share: Callable[[], float] = random) -> None:
         """`generation`: the number of the first; `share`: a random number from 0 to 1, for the jitter."""
         super().__init__()
-        self.stage, self.status = "", 0
+        self.stage: str = ""
+        self.status: int = 0
         self.stages: dict[str, float] = {}
         self._was_told_to_stop = self._has_ended = False
-        self.last_number, self._options, self._share = generation, options, share
+        self.last_number: int = generation
+        self._options, self._share = options, share
         self._now = self._stage_began = 0.0
         self._last_id = 0
         self._askers: list[tuple[object, float]] = []
@@ -68,7 +70,8 @@ class Rollout(Plan):
 
     def go_on_with(self, generation: Generation, extra: int) -> None:
         """In place of `begin`: this generation serves already, and nothing is under way."""
-        self.generations, self.current, self.extra = {generation.number: generation}, generation.number, extra
+        self.generations[generation.number] = generation
+        self.current, self.extra = generation.number, extra
         generation.can_fork = generation.server is not None or not generation.options.preload
         self._last_id = max((each.id for each in generation.processes()), default=0)
 

@@ -44,7 +44,7 @@ class Roster:
 
     def __init__(self, selector: selectors.BaseSelector, beats: Beats, observer: Observer) -> None:
         self.members: dict[int, Member] = {}
-        self.listening = Listening()
+        self.listening: Listening = Listening()
         self.beats = beats
         self._hearing = Hearing(self, observer)
         self._selector, self._observer = selector, observer

@@ -44,7 +44,7 @@ class Runner(_BareSupervisor):
     def __init__(self, document: dict[str, Any]) -> None:
         super().__init__(document)
         task = document["run"]
-        self.program = Command.from_document({**self.program.as_document(), "argv": task["argv"]})
+        self.program: Command = Command.from_document({**self.program.as_document(), "argv": task["argv"]})
         self.program.executable = self.program.argv[0]
         self._options = Options(**document["options"])
         self._settle: float | None = task["settle"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ..command import Command
     from ..outcome import Outcome
     from .generation import Process
     from .rollout import Action
@@ -49,6 +50,10 @@ class Supervisor:
     1
     >>> supervisor.close()
     """
+
+    program: Command
+    rollout: Rollout
+    ties: Ties
 
     kind = "rolling"
     """What `status` says."""
@@ -78,8 +83,8 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._sleeper = Sleeper()
         self._selector.register(self._sleeper, selectors.EVENT_READ, lambda: self._sleeper.sleep(0))
-        self.roster = Roster(self._selector, ties.beats, _Observer(self))
-        self.desk = Desk(self)
+        self.roster: Roster = Roster(self._selector, ties.beats, _Observer(self))
+        self.desk: Desk = Desk(self)
         self._events: list[Callable[[], list[Action]]] = []
         self._asked: list[Callable[[], None]] = []
         self._stale: set[int] = set()

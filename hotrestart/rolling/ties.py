@@ -11,6 +11,9 @@ __all__ = ["Ties"]
 class Ties:
     """Made by whoever is or becomes the supervisor; members have descriptors of the same."""
 
+    beats: Beats
+    tether: Tether
+
     __slots__ = ("beats", "tether")
 
     def __init__(self, beats: Beats | None = None, tether: Tether | None = None) -> None:

@@ -40,9 +40,9 @@ class Worker:
 
     def __init__(self, lifeline: Lifeline, ties: Ties, place: int, options: Options, stderr: int = -1) -> None:
         """`stderr`: what standard error is to be once this worker serves, or -1."""
-        self.sleeper = Sleeper()
+        self.sleeper: Sleeper = Sleeper()
         retire = lambda: self._tell("retire", why="max_jobs")  # noqa: E731
-        self.pulse = Pulse(ties.beats, place, _with_jitter(options), retire, timeout=options.timeout)
+        self.pulse: Pulse = Pulse(ties.beats, place, _with_jitter(options), retire, timeout=options.timeout)
         self._lifeline, self._ties, self._stderr = lifeline, ties, stderr
         self._is_ready = self._is_draining = False
         self._calls = allocate_lock()

@@ -37,6 +37,9 @@ class Program:
     message. One thread at a time.
     """
 
+    python: str
+    patience: float
+
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -46,11 +49,11 @@ class Program:
         patience: float = 60.0,
     ) -> None:
         """`folder` is made if it is not there; the program's log is written there. `env`: variables to add to ours."""
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.python, self.patience = python, patience
-        self.env = dict(env or {})
-        self.log_file = self.folder / "log.txt"
+        self.env: dict[str, str] = dict(env or {})
+        self.log_file: Path = self.folder / "log.txt"
         self.process: subprocess.Popen[bytes] | None = None
 
     # -- deploying and starting ------------------------------------------------------------------------------------
