@@ -1,4 +1,4 @@
-"""Run all benchmarks, and write `results/*.json` and `results/README.md`."""
+"""Run the benchmarks, and write `results/*.json` and `results/README.md`."""
 
 from __future__ import annotations
 
@@ -26,18 +26,29 @@ def main() -> None:
     parser.add_argument("pythons", nargs="*", default=[sys.executable], help="interpreters (default: this one)")
     parser.add_argument("--runs", type=int, help="runs of each side (default: each benchmark's own)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, help="leave the others as they are"
+    )
     arguments = parser.parse_args()
     runs = [] if arguments.runs is None else ["--runs", str(arguments.runs)]
-    text = ""
-    for name in BENCHMARKS:
-        file = arguments.results / f"{name}.json"
+    for name in arguments.only:
         script = Path(__file__).with_name(f"{name}.py")
-        command = [sys.executable, str(script), *arguments.pythons, *runs, "--json", str(file)]
-        subprocess.run(command, env=clean_environment(), check=True)
-        pythons = json.loads(file.read_text())["pythons"]
-        text = text or _HEAD + _machine(pythons[0])
-        text += markdown(name, pythons) + "\n"
-    (arguments.results / "README.md").write_text(text.rstrip() + "\n")
+        command = [sys.executable, str(script), *arguments.pythons, *runs]
+        subprocess.run(
+            [*command, "--json", str(arguments.results / f"{name}.json")], env=clean_environment(), check=True
+        )
+    (arguments.results / "README.md").write_text(_summary(arguments.results))
+
+
+def _summary(results: Path) -> str:
+    """All results that are there, in one page."""
+    text = _HEAD
+    for name in BENCHMARKS:
+        file = results / f"{name}.json"
+        if file.exists():
+            pythons = json.loads(file.read_text())["pythons"]
+            text += markdown(name, pythons) + "\n" + _machine(pythons[0])
+    return text.rstrip() + "\n"
 
 
 def _machine(facts: dict[str, object]) -> str:

@@ -148,7 +148,7 @@ def test_many_who_ask_at_any_moment_are_told_the_truth(program: Rolling) -> None
 
 def test_a_supervisor_that_is_killed_answers_by_its_end(program: Rolling) -> None:
     program.launch(service())
-    program.deploy(service(2, first="wait_for('never')"))
+    program.deploy(service(2, "workers=2, grace=1", first="wait_for('never')"))
     asking = Asking(restart, program.pid)
     wait_state(program, stage="ready")
     with Visitor(program.pid) as silent:
@@ -161,7 +161,7 @@ def test_a_supervisor_that_is_killed_answers_by_its_end(program: Rolling) -> Non
 
 def test_a_stop_during_a_restart_is_told(program: Rolling) -> None:
     program.launch(service())
-    program.deploy(service(2, first="wait_for('never')"))
+    program.deploy(service(2, "workers=2, grace=1", first="wait_for('never')"))
     asking = Asking(restart, program.pid)
     wait_state(program, stage="ready")
     control.stop(program.pid, timeout=PATIENCE)

@@ -103,7 +103,7 @@ def test_nothing_grows_over_many_reloads(program: Rolling, full: bool) -> None:
     generation = 1
     program.launch(service(0, top=top))
     measured: list[tuple[int, int, int]] = []
-    for number in range(1, (200 if full else 50) + 1):
+    for number in range(1, (200 if full else 30) + 1):
         generation += 1
         if number % 5 == 4:
             program.deploy("import missing_module")
