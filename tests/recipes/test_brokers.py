@@ -1,0 +1,199 @@
+"""Workers of real queues, restarted under load in both ways: no job is lost or repeated."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from hotrestart.testing import Jobs
+from tests.harness import PATIENCE
+from tests.recipes.load import KINDS, deploy
+from tests.rolling.programs import Rolling
+
+
+class Queue(Protocol):
+    """A queue, as seen by the test."""
+
+    app: str
+    address: str
+
+    def put(self, job: int) -> object: ...
+
+    def done(self, program: Rolling) -> Iterable[tuple[int, int]]:
+        """The jobs that were done, and by which version."""
+
+    def left(self) -> int:
+        """How many jobs are still there, in hand or not."""
+
+
+class Reporting:
+    """The ledger of programs that report what they have done."""
+
+    def done(self, program: Rolling) -> Iterable[tuple[int, int]]:
+        return [(int(str(each["done"])), int(str(each["version"]))) for each in program.reports()]
+
+
+class RedisList(Reporting):
+    app = "redis_list"
+
+    def __init__(self, address: str) -> None:
+        import redis
+
+        self.address, self.redis = address, redis.Redis(unix_socket_path=address)
+
+    def put(self, job: int) -> None:
+        self.redis.rpush("jobs", job)
+
+    def left(self) -> int:
+        return len(self.redis.keys("jobs*"))
+
+
+class RedisStream(RedisList):
+    app = "redis_streams"
+
+    def put(self, job: int) -> None:
+        self.redis.xadd("jobs", {"job": job})
+
+    def left(self) -> int:
+        (group,) = self.redis.xinfo_groups("jobs")
+        return int(group["pending"]) + int(group["lag"]) + int(group["consumers"])
+
+
+class SQLite:
+    app = "sqlite_queue"
+
+    def __init__(self, path: Path) -> None:
+        self.address = str(path)
+        self.database = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+        self.database.execute("CREATE TABLE jobs (job INTEGER PRIMARY KEY)")
+        self.database.execute("CREATE TABLE done (job INTEGER, version INTEGER)")
+        self.feeder = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+
+    def put(self, job: int) -> None:
+        self.feeder.execute("INSERT INTO jobs VALUES (?)", (job,))
+
+    def done(self, program: Rolling) -> Iterable[tuple[int, int]]:
+        return self.database.execute("SELECT job, version FROM done").fetchall()
+
+    def left(self) -> int:
+        return int(self.database.execute("SELECT count(*) FROM jobs").fetchone()[0])
+
+
+class RabbitMQ(Reporting):
+    app = "rabbitmq"
+
+    def __init__(self, address: str) -> None:
+        import pika
+
+        self.address = address
+        self.connection = pika.BlockingConnection(pika.URLParameters(address))
+        self.channel = self.connection.channel()
+        self.channel.queue_declare("jobs", durable=True)
+
+    def put(self, job: int) -> None:
+        self.channel.basic_publish("", "jobs", str(job).encode())
+
+    def left(self) -> int:
+        declared = self.channel.queue_declare("jobs", durable=True, passive=True).method
+        return int(declared.message_count + declared.consumer_count)
+
+
+def restart_and_account(program: Rolling, queue: Queue, kind: str, restarts: int) -> None:
+    program.deploy("", "ledger.py")
+    deploy(program, queue.app, 1, kind)
+    program.start("app.py", queue.address).wait_ready()
+    with Jobs(queue.put, lambda: [job for job, _ in queue.done(program)], every=0.005) as jobs:
+        for version in range(1, restarts + 1):
+            wait_worked(program, queue, version)
+            deploy(program, queue.app, version + 1, kind)
+            assert program.restart().ok
+        wait_worked(program, queue, restarts + 1)
+    jobs.check()
+    assert program.stop() == 0, program.log()
+    program.wait_gone()
+    print(f"{queue.app}, {kind}: {restarts} restarts, {jobs}")
+    jobs.check()
+    assert queue.left() == 0
+    assert "Traceback" not in program.log()
+
+
+def wait_worked(program: Rolling, queue: Queue, version: int) -> None:
+    program.wait_until(lambda: version in {each for _, each in queue.done(program)}, f"a job by version {version}")
+
+
+@pytest.fixture
+def rolling(tmp_path: Path):
+    with Rolling(tmp_path / "program") as each:
+        yield each
+
+
+@pytest.fixture(params=["redis_list", "redis_streams", "sqlite_queue"])
+def queue(request: pytest.FixtureRequest, tmp_path: Path):
+    if request.param == "sqlite_queue":
+        found = SQLite(tmp_path / "queue.sqlite")
+        yield found
+        found.database.close()
+        found.feeder.close()
+    else:
+        kind = RedisList if request.param == "redis_list" else RedisStream
+        client = kind(request.getfixturevalue("redis_socket"))
+        yield client
+        client.redis.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_job_is_lost_or_repeated(rolling: Rolling, queue: Queue, kind: str, full: bool) -> None:
+    restart_and_account(rolling, queue, kind, 100 if full else 5)
+
+
+def test_no_message_of_rabbitmq_is_lost_or_repeated(tmp_path: Path, rabbitmq_url: str, full: bool) -> None:
+    """Both kinds with one server, which takes longer to start than they need."""
+    queue = RabbitMQ(rabbitmq_url)
+    for kind in KINDS:
+        with Rolling(tmp_path / kind) as program:
+            restart_and_account(program, queue, kind, 100 if full else 5)
+    queue.connection.close()
+
+
+def test_a_restart_in_place_takes_up_what_was_cut_off_from_a_list(rolling: Rolling, redis_socket: str) -> None:
+    queue = RedisList(redis_socket)
+    start_in_place(rolling, queue)
+    queue.redis.rpush(f"jobs:{rolling.pid}", 7)
+    take_up(rolling, queue)
+
+
+def test_a_restart_in_place_takes_up_what_was_cut_off_from_a_stream(rolling: Rolling, redis_socket: str) -> None:
+    """Its own entries at once, those of others when they are old."""
+    queue = RedisStream(redis_socket)
+    start_in_place(rolling, queue)
+    names = [f"{socket.gethostname()}-{rolling.pid}", "killed", "busy"]
+    for job, name in enumerate(names, start=7):
+        with queue.redis.pipeline(transaction=True) as both:  # or the program would be quicker
+            both.xadd("jobs", {"job": job})
+            both.xreadgroup("workers", name, {"jobs": ">"}, count=1)
+            ((_, (entry,)),) = dict(both.execute()[1]).items()
+        if name == "killed":
+            queue.redis.xclaim("jobs", "workers", name, 0, [entry[0]], idle=3_600_000)
+    take_up(rolling, queue, 8)
+    assert [each["consumer"] for each in queue.redis.xpending_range("jobs", "workers", "-", "+", 9)] == [b"busy"]
+
+
+def start_in_place(program: Rolling, queue: Queue) -> None:
+    program.deploy("", "ledger.py")
+    deploy(program, queue.app, 1, "in place")
+    program.start("app.py", queue.address).wait_ready()
+
+
+def take_up(program: Rolling, queue: RedisList, last: int = 7) -> None:
+    assert program.restart().ok
+    program.wait_report(done=last)
+    queue.put(1)
+    program.wait_report(done=1)
+    assert program.stop() == 0
+    assert sorted(job for job, _ in queue.done(program)) == [1, *range(7, last + 1)]
+    queue.redis.close()
