@@ -1,0 +1,124 @@
+"""What is tried with a worker: good restarts, and those at a bad moment or with bad code."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from .sides import Side
+from .subject import Subject, Where, WorkerError, how_it_ended
+
+WINDOW = 0.3  # seconds after the exec in which the second HUP comes
+SLOW = 1_000_000  # numbers of slow jobs begin here
+IN_HAND = 1.0  # seconds that a slow job takes
+LATE = 8.0  # seconds after which a worker that has not ended goes on
+BROKEN = "this is no Python\n"
+
+
+@dataclass
+class Restarts:
+    """Good restarts of one side: seconds each, and the jobs over all of them."""
+
+    to_first_job: list[float] = field(default_factory=list)
+    without_a_job: list[float] = field(default_factory=list)
+    jobs: int = 0
+    lost: int = 0
+    repeated: int = 0
+
+
+def good_restarts(where: Where, side: Side, times: int, into: Restarts) -> None:
+    """Start it, feed it, restart it with new code so often, and look into the ledger. WorkerError if it dies."""
+    with Subject(where, side) as subject:
+        subject.wait_calm()
+        for _ in range(times):
+            version = subject.deploy()
+            asked = time.monotonic()
+            if side.is_stopped_and_started:
+                subject.send(signal.SIGTERM)
+                subject.wait(lambda: subject.exit_code() is not None, "the end", alive=False)
+                subject.start()
+            else:
+                subject.send(signal.SIGHUP)
+            subject.wait(lambda version=version: subject.begun_by(version), "a job by the new code")
+            first = subject.begun_by(version)
+            assert first is not None
+            subject.wait(lambda first=first: subject.begun_by(0, first.moment + 0.5), "jobs after the first")
+            into.to_first_job.append(first.moment - asked)
+            into.without_a_job.append(subject.longest_gap(asked))
+        numbers = subject.finish()
+        done = subject.done()
+        into.jobs += numbers
+        into.lost += sum(number not in done for number in range(numbers))
+        into.repeated += sum(count > 1 for number, count in done.items() if number < SLOW)
+
+
+def second_hups(where: Where, side: Side, tries: int) -> Iterator[str]:
+    """For each try: what became of it after a second HUP within the window after its exec (rolling: after the first
+    HUP): "lives", "died", or "is stuck": it does no job any more, and needs somebody to start it again as well."""
+    subject = Subject(where, side)
+    try:
+        subject.start()
+        subject.wait_calm()
+        for number in range(tries):
+            if subject.exit_code() is not None:
+                subject.kill()
+                subject.start()
+                subject.wait_calm()
+            yield _after_a_second_hup(subject, number * WINDOW / tries)
+    finally:
+        subject.__exit__()
+
+
+def _after_a_second_hup(subject: Subject, later: float) -> str:
+    mark, version = subject.mark(), subject.deploy()
+    subject.send(signal.SIGHUP)
+    try:
+        if subject.side.has_exec:
+            subject.wait(lambda: subject.mark() not in (mark, b""), "the exec")
+        time.sleep(later)
+        subject.send(signal.SIGHUP)
+        subject.wait(lambda: subject.begun_by(version), "a job after the second HUP")
+        subject.wait_calm()
+    except WorkerError:
+        is_there = subject.exit_code() is None
+        subject.kill()
+        return "is stuck" if is_there else "died"
+    return "lives"
+
+
+def hup_then_term(where: Where, side: Side) -> str:
+    """HUP and then TERM with a job in hand: what becomes of the job, and of the worker."""
+    with Subject(where, side) as subject:
+        subject.wait_calm()
+        subject.slow_job(SLOW, IN_HAND)
+        subject.wait(lambda: any(each.number == SLOW for each in subject.lines()), "the slow job")
+        subject.deploy()
+        subject.send(signal.SIGHUP)
+        time.sleep(0.1)
+        subject.send(signal.SIGTERM)
+        termed = time.monotonic()
+        try:
+            subject.wait(lambda: subject.exit_code() is not None, "the end", IN_HAND + LATE, alive=False)
+        except WorkerError:
+            worked = subject.begun_by(0, termed + IN_HAND + 1.0)
+            ending = "comes back and works on" if worked else "neither ends nor works"
+        else:
+            ending = how_it_ended(subject.exit_code())
+        return f"{'finishes' if subject.done()[SLOW] else 'cuts the job'}, {ending}"
+
+
+def syntax_error(where: Where, side: Side) -> str:
+    """HUP with code that cannot be loaded: whether anybody works, some seconds later."""
+    with Subject(where, side) as subject:
+        subject.wait_calm()
+        subject.deploy(BROKEN)
+        subject.send(signal.SIGHUP)
+        asked = time.monotonic()
+        try:
+            subject.wait(lambda: subject.exit_code() is not None, "the end", LATE / 2, alive=False)
+        except WorkerError:
+            works = subject.begun_by(0, asked + LATE / 2 - 1.0)
+            return "the old code works on" if works else "alive, does no job"
+        return f"dies, {how_it_ended(subject.exit_code())}"
