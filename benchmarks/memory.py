@@ -13,7 +13,6 @@ import importlib.util
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,9 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from measure import FLOOR, Comparison, Table, clean_environment, command_line, installed_package
+from processes import children, family, free_port, rollup
 
 WORKERS = 4
-RELOADS = 10
+RELOADS = int(os.environ.get("BENCHMARK_RELOADS", "10"))
 HEAP = int(os.environ.get("BENCHMARK_HEAP", "100"))  # MB
 REQUESTS = 200  # before each measurement: what is written to when a worker works is not shared any more
 PATIENCE = 120.0  # seconds until a program that does not answer is given up
@@ -125,18 +125,15 @@ class Tree:
 
     def processes(self) -> list[int]:
         """All of them, the first one first."""
-        found = [self.pid]
-        for pid in found:
-            found += _children(pid)
-        return found
+        return family(self.pid)
 
     def workers(self) -> list[int]:
         """Those that have no children."""
-        return [pid for pid in self.processes()[1:] if not _children(pid)]
+        return [pid for pid in self.processes()[1:] if not children(pid)]
 
     def pss(self) -> float:
         """Of all processes, in MB."""
-        return sum(_rollup(pid)["Pss"] for pid in self.processes())
+        return sum(rollup(pid)["Pss"] for pid in self.processes())
 
     def _ask(self, number: int) -> int:
         """The pid of the worker that answers."""
@@ -197,7 +194,7 @@ def measure(runs: int) -> list[Comparison | Table]:
 
 
 def _measure(side: str, batch: int | None, folder: Path, package: Path) -> Iterator[tuple[str, float]]:
-    port = _free_port()
+    port = free_port()
     (folder / "app.py").write_text(_APP.format(heap=HEAP))
     (folder / "ours.py").write_text(_OURS.format(workers=WORKERS, batch=batch, port=port))
     if side == FLOOR:
@@ -224,33 +221,7 @@ def _parts(side: str, tree: Tree, when: str) -> Iterator[tuple[str, float]]:
     for role, pids in roles.items():
         for quantity in ("Pss", "Rss"):
             for pid in pids:
-                yield f"{quantity.upper()} of {role} {when}", _rollup(pid)[quantity]
-
-
-def _rollup(pid: int) -> dict[str, float]:
-    """/proc/PID/smaps_rollup in MB; nothing for a process that has gone."""
-    found = {"Pss": 0.0, "Rss": 0.0}
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:
-        return found
-    for line in lines:
-        name, _, value = line.partition(":")
-        found[name] = int(value.split()[0]) * 1024 / 1e6
-    return found
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+                yield f"{quantity.upper()} of {role} {when}", rollup(pid)[quantity]
 
 
 if __name__ == "__main__":

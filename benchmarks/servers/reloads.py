@@ -1,0 +1,135 @@
+"""A server under load while it is reloaded: in the open loop and in the closed one, with code that loads slowly, and
+unloaded on the scales."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from . import ledger
+from .clients import Load
+from .ledger import Window
+from .peers import Peer
+from .service import Service
+
+QUIET = 1.0  # seconds without an answer by the old code: then it is over
+TAKES = 6.0  # seconds, and what the import takes, in which the first answer by the new code has to come
+LIMIT = 15.0  # seconds, and the import, in which the last one by the old code has to come
+AFTER = 0.5  # seconds that belong to a reload after the first new and the last old answer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured; `short` shows that it works and nothing else."""
+
+    runs: int = 3
+    opened: int = 3  # reloads in the open loop, a run
+    closed: int = 2
+    slow: tuple[float, ...] = (3.0, 8.0)  # seconds that the new code takes to be imported
+    steady: float = 2.0  # seconds of each load before the first reload
+    rate: float = 100.0  # requests a second of the open loop, on new connections, and as many on kept ones
+
+
+SHORT = Plan(runs=1, opened=1, closed=1, slow=(1.0,), steady=0.5)
+
+
+@asynccontextmanager
+async def serving(peer: Peer, package: Path, *, ready_timeout: float = 60.0) -> AsyncIterator[Service]:
+    """The service, started and ended beside the event loop."""
+    with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as folder:
+        service = Service(peer, Path(folder), package, ready_timeout=ready_timeout)
+        await asyncio.to_thread(service.__enter__)
+        try:
+            yield service
+        finally:
+            await asyncio.to_thread(service.__exit__)
+
+
+async def run(peer: Peer, package: Path, plan: Plan) -> dict[str, Any]:
+    """One run: one start of the service; memory first, then each load."""
+    async with serving(peer, package) as service:
+        found: dict[str, Any] = {"memory": await asyncio.to_thread(_weigh, service)}
+        found["open"], found["timeline"] = await _under(service, plan, plan.rate, range(3, 3 + plan.opened))
+        found["closed"], _ = await _under(service, plan, 0.0, range(100, 100 + plan.closed))
+    return found
+
+
+async def slow(peer: Peer, package: Path, plan: Plan) -> dict[str, Any]:
+    """New code that takes its time to be imported; all such times side by side, for they are spent asleep."""
+
+    async def one(loads: float) -> dict[str, Any]:
+        async with serving(peer, package) as service:
+            found, _ = await _under(service, plan, plan.rate, range(2, 3), loads=loads)
+            return found
+
+    return dict(zip(map(str, plan.slow), await asyncio.gather(*map(one, plan.slow)), strict=True))
+
+
+async def _under(
+    service: Service, plan: Plan, rate: float, versions: range, loads: float = 0.0
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reload to one version after the other under a load; the account, and the timeline of the first reload."""
+    marks: list[tuple[int, float, float]] = []
+    async with Load(service.port, rate=rate, timeout=LIMIT) as load:
+        await asyncio.sleep(0.5)  # connections are made, caches warm
+        began = monotonic()
+        await asyncio.sleep(plan.steady)
+        steady = (began, monotonic())
+        for version in versions:
+            marks.append((version, *await _reload(service, load, version, loads)))
+            if version not in load.first_answer:
+                break  # the next one would not take effect either
+    ends = [*(mark[1] for mark in marks[1:]), monotonic()]
+    windows = [Window(*mark, until) for mark, until in zip(marks, ends, strict=True)]
+    return ledger.account(load.records, steady, windows), ledger.timeline(load.records, windows[0])
+
+
+async def _reload(service: Service, load: Load, version: int, loads: float) -> tuple[float, float]:
+    """When it began and when it was over, as the clients see it."""
+    service.deploy(version, loads=loads)
+    began = monotonic()
+    asked = asyncio.create_task(asyncio.to_thread(service.peer.reload, service, version))
+    while True:
+        await asyncio.sleep(0.02)
+        first = load.first_answer.get(version)
+        old = max((when for number, when in load.last_answer.items() if number != version), default=began)
+        now = monotonic()
+        is_over = now - max(old, first or now) > QUIET
+        if is_over or now - began > (LIMIT if first else TAKES) + loads:
+            break
+    await asked
+    return began, min(monotonic(), max(old, first or monotonic()) + AFTER)
+
+
+def _weigh(service: Service) -> dict[str, float]:
+    """All its processes, in MB of PSS: at work but not loaded, and at most while it is reloaded (a rough one: they are
+    sampled while they come and go)."""
+    for _ in range(100):
+        service.ask()
+    steady = statistics.median(service.pss() for _ in range(3))
+    samples = [steady]
+    is_over = threading.Event()
+
+    def sample() -> None:
+        while not is_over.wait(0.01):
+            samples.append(service.pss())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        service.deploy(2)
+        service.peer.reload(service, 2)
+        service.wait_answer(2, TAKES)
+        is_over.wait(QUIET)  # the old ones go
+    finally:
+        is_over.set()
+        sampler.join()
+    return {"steady": steady, "peak": max(samples)}
