@@ -29,7 +29,7 @@ def fit(samples: Samples) -> dict[str, Any]:
     if not sizes:
         return {**found, "verdict": "flat: within the spread"}
     if len(sizes) == 1:
-        return {**found, "verdict": "seen at one size only"}
+        return {**found, "verdict": _of_one(samples, sizes[0])}
     fitted = [min(samples), *sizes[-LARGEST:]]
     low, high = _interval(samples, fitted)
     exponent = _exponent({size: statistics.median(samples[size]) for size in fitted})
@@ -42,6 +42,18 @@ def verdict(low: float, exponent: float) -> str:
     if exponent <= WORSE:
         return "linear" if exponent > 2 - WORSE else "less than linear"
     return "**worse than linear**" if low > WORSE else "linear, or worse: too noisy to tell"
+
+
+def _of_one(samples: Samples, size: int) -> str:
+    """For an increase that shows at one size: whether a line through it would be as little seen at the size before."""
+    if size != max(samples):
+        return "flat: within the spread at the largest size"
+    first, before = min(samples), sorted(samples)[-2]
+    at = {each: statistics.median(samples[each]) for each in (first, before, size)}
+    expected = at[first] + (at[size] - at[first]) * (before - first) / (size - first)
+    spread = max(_quartiles_apart(samples[before]), _quartiles_apart(samples[first]))
+    is_line = expected - at[before] <= spread
+    return "seen at the largest size only, as a line would be" if is_line else "a step, or worse than linear"
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

@@ -92,8 +92,8 @@ def measure(plan: Plan, sides: list[Side], where: Where, report: Report) -> None
             report.attempt(side, "good restarts", restart)
             _say(f"good restarts, turn {turn + 1}", side, began)
     with ThreadPoolExecutor(2) as pool:
-        stopped = [side for side in sides if side.is_stopped_and_started]
-        list(pool.map(partial(_bad_moments, plan, where, report), [side for side in sides if side not in stopped]))
+        others = [side for side in reversed(sides) if not side.is_stopped_and_started]  # the slowest first
+        list(pool.map(partial(_bad_moments, plan, where, report), others))
 
 
 def _say(what: str, side: Side, began: float) -> None:

@@ -23,6 +23,7 @@ from .sides import BY_HAND, JOBS, REDIS_PY, Side
 PATIENCE = 60.0  # seconds until a worker that does not come to where it should is given up
 CALM = 0.5  # seconds without an exec, with jobs done: a worker is at rest again
 
+IDLE = 5.0  # seconds without a job done: what is not done by then never will be
 SAID = 160  # characters of its log's last line, in a reason
 
 _FEEDER = Path(__file__).with_name("feeder.py")
@@ -98,14 +99,18 @@ class Subject:
         self._feeder.stdin.flush()
 
     def finish(self) -> int:
-        """No more jobs are put in; how many there were. Waits until the last one is done, or can be taken for lost."""
+        """No more jobs are put in; how many there were. Waits until all are done, or none has been for some time: a
+        worker that was away for long has much to catch up with, and what waits in the queue is not lost."""
         assert self._feeder.stdin is not None
         assert self._feeder.stdout is not None
         self._feeder.stdin.close()
         numbers = int(self._feeder.stdout.readline() or 0)
         self._feeder.wait()
-        with contextlib.suppress(WorkerError):
-            self.wait(lambda: len(self.done()) >= numbers, "all jobs done", 5.0)
+        progress = -1
+        while progress < len(self.done()) < numbers:
+            progress = len(self.done())
+            with contextlib.suppress(WorkerError):
+                self.wait(lambda before=progress: len(self.done()) > before, "job done", IDLE)
         return numbers
 
     # -- what is seen of it

@@ -14,6 +14,7 @@ WINDOW = 0.3  # seconds after the exec in which the second HUP comes
 SLOW = 1_000_000  # numbers of slow jobs begin here
 IN_HAND = 1.0  # seconds that a slow job takes
 LATE = 8.0  # seconds after which a worker that has not ended goes on
+MOST = 45.0  # seconds for the good restarts of a turn, and twice that for all second HUPs: then the runs are fewer
 BROKEN = "this is no Python\n"
 
 
@@ -30,9 +31,12 @@ class Restarts:
 
 def good_restarts(where: Where, side: Side, times: int, into: Restarts) -> None:
     """Start it, feed it, restart it with new code so often, and look into the ledger. WorkerError if it dies."""
+    began = time.monotonic()
     with Subject(where, side) as subject:
         subject.wait_calm()
         for _ in range(times):
+            if time.monotonic() > began + MOST:
+                break
             version = subject.deploy()
             asked = time.monotonic()
             if side.is_stopped_and_started:
@@ -57,16 +61,19 @@ def good_restarts(where: Where, side: Side, times: int, into: Restarts) -> None:
 def second_hups(where: Where, side: Side, tries: int) -> Iterator[str]:
     """For each try: what became of it after a second HUP within the window after its exec (rolling: after the first
     HUP): "lives", "died", or "is stuck": it does no job any more, and needs somebody to start it again as well."""
+    began = time.monotonic()
     subject = Subject(where, side)
     try:
         subject.start()
         subject.wait_calm()
         for number in range(tries):
+            if time.monotonic() > began + 2 * MOST:
+                break
             if subject.exit_code() is not None:
                 subject.kill()
                 subject.start()
                 subject.wait_calm()
-            yield _after_a_second_hup(subject, number * WINDOW / tries)
+            yield _after_a_second_hup(subject, (number * 7 % tries) * WINDOW / tries)
     finally:
         subject.__exit__()
 
