@@ -3,8 +3,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,8 +48,10 @@ def port() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def running(command: list[str], log: Path, is_up: Callable[[], bool], **more: object) -> Iterator[None]:
-    """A server of our own, as long as the block lasts."""
+def running(
+    command: list[str], log: Path, is_up: Callable[[], bool], end: int = signal.SIGTERM, **more: object
+) -> Iterator[None]:
+    """A server of our own, as long as the block lasts. `end`: the signal that ends it soon."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **more)
     try:
@@ -58,7 +62,7 @@ def running(command: list[str], log: Path, is_up: Callable[[], bool], **more: ob
             time.sleep(0.01)
         yield
     finally:
-        process.kill()  # what it holds is thrown away, and some take seconds to part with it
+        process.send_signal(end)
         process.wait()
 
 
@@ -103,9 +107,29 @@ def rabbitmq_url(tmp_path: Path) -> Iterator[str]:
         )
         with (
             running(["epmd"], tmp_path / "epmd.log", lambda: is_listening(names), env=env),
-            running([str(server)], tmp_path / "rabbitmq.log", lambda: is_listening(port), env=env),
+            running([str(server)], tmp_path / "rabbitmq.log", lambda: is_listening(port), signal.SIGKILL, env=env),
         ):
             yield f"amqp://guest:guest@127.0.0.1:{port}/"
+
+
+@pytest.fixture
+def postgres_url(tmp_path: Path) -> Iterator[str]:
+    """A PostgreSQL of our own on a unix socket. It refuses to run as root."""
+    need("psycopg")
+    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+    if binaries is None:
+        missing("postgres (Debian: apt-get install postgresql)")
+    user = {"user": "postgres"} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as folder:  # where that user can come to
+        if user:
+            shutil.chown(folder, "postgres")
+        data = ["-D", f"{folder}/data"]
+        setup = [f"{binaries}/initdb", *data, "--auth=trust", "--username=test", "--no-sync", "--no-instructions"]
+        subprocess.run(setup, check=True, stdout=subprocess.DEVNULL, cwd=folder, **user)
+        server = [f"{binaries}/postgres", *data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
+        log = tmp_path / "postgres.log"
+        with running(server, log, lambda: "ready to accept" in log.read_text(), signal.SIGQUIT, cwd=folder, **user):
+            yield f"host={folder} user=test dbname=postgres"
 
 
 def is_listening(port: int) -> bool:

@@ -15,6 +15,9 @@ from tests.recipes.load import FOLDERS
 from tests.rolling.programs import Rolling
 
 KINDS = {"worker": "(workers=1)", "in place": ""}
+BUSY = """
+    time.sleep(0.02)
+"""
 HELD = """
     while os.path.exists("hold"):
         report(held=tick)
@@ -31,7 +34,7 @@ class Scheduler(Rolling):
         assert source.count(run) == 1
         assert "(workers=1)" in source
         source = source.replace("VERSION = 0\n", f"VERSION = {version}\n").replace("(workers=1)", KINDS[kind])
-        self.deploy("import os\n" + source.replace(run, run + HELD * hold))
+        self.deploy("import os\n" + source.replace(run, run + (HELD if hold else BUSY)))
 
     def ran(self) -> list[tuple[int, int]]:
         """The ticks in the order in which they have run, and the version that did."""
