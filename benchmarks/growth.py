@@ -25,7 +25,7 @@ from typing import Any
 
 from fitting import Samples, fit
 from measure import FLOOR, Comparison, Table, clean_environment, command_line, in_turn, installed_package, summary
-from proc import cpu_seconds, rollup, tree
+from processes import family, rollup
 
 PATIENCE = 120.0  # seconds until a program that does not answer is given up
 WATCHED = 1.0 if "--short" not in sys.argv else 0.05  # seconds for which the CPU of a program at rest is counted
@@ -54,7 +54,6 @@ main()
 BARE = """
 import os, signal, sys, time
 import hotrestart
-{at_import}
 for line in sys.stdin:
     size, (reader, writer), children = int(line), os.pipe(), []
     began = time.monotonic_ns()
@@ -167,7 +166,7 @@ class Grown:
         found["RSS of the pid, MB"] = rollup(pid)["Rss"]
         found["PSS of the pid, MB"] = rollup(pid)["Pss"]
         if self._workers:
-            found["PSS of all processes, MB"] = sum(rollup(each)["Pss"] for each in tree(pid))
+            found["PSS of all processes, MB"] = sum(rollup(each)["Pss"] for each in family(pid))
         return found
 
     def _settle(self, generation: int) -> list[int]:
@@ -181,7 +180,7 @@ class Grown:
         expected = max(1, self._workers)
         wait = self._program.wait_until
         wait(lambda: len(stamps()) >= expected, f"{expected} workers of generation {generation}")
-        wait(lambda: len(tree(self._program.pid)) == processes, f"{processes} processes")
+        wait(lambda: len(family(self._program.pid)) == processes, f"{processes} processes")
         self._program.wait_ready(generation)
         return stamps()
 
@@ -227,7 +226,7 @@ def _run(axis: Axis, sizes: tuple[int, ...], folder: Path, package: Path, runs: 
             program = stack.enter_context(Grown(folder / str(size), package, axis, size))
             sides[str(size)] = program.restart
         if axis is WORKERS:
-            bare = stack.enter_context(_bare_forks(folder, package, ""))
+            bare = stack.enter_context(_bare_forks(folder, package))
             sides |= {f"bare {size}": partial(bare, size) for size in sizes}
         turns = in_turn(sides, runs)
     found: dict[str, dict[int, Any]] = {}
@@ -240,8 +239,8 @@ def _run(axis: Axis, sizes: tuple[int, ...], folder: Path, package: Path, runs: 
 
 
 @contextlib.contextmanager
-def _bare_forks(folder: Path, package: Path, at_import: str) -> Iterator[Callable[[int], float]]:
-    (folder / "bare.py").write_text(BARE.format(at_import=at_import))
+def _bare_forks(folder: Path, package: Path) -> Iterator[Callable[[int], float]]:
+    (folder / "bare.py").write_text(BARE)
     with subprocess.Popen(
         [sys.executable, "bare.py"],
         cwd=folder,
@@ -286,6 +285,11 @@ def _table(axis: Axis, samples: dict[str, dict[int, list[float]]]) -> Growth:
         runs = min(len(values) for values in of.values())
         table.rows.append([quantity, *cells, f"{found['each']:+}", exponent, found["verdict"], runs])
     return table
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far, by its own clock: /proc/PID/stat counts in steps of 10 ms."""
+    return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) makes of a pid on Linux
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measure import clean_environment
-from proc import tree
+from processes import family, session
 
 from .broker import DATABASES
 from .sides import BY_HAND, JOBS, REDIS_PY, Side
@@ -206,10 +206,10 @@ class Subject:
     def kill(self) -> None:
         """The worker with all its processes."""
         if self._process is not None:
-            pids = tree(self._process.pid)
+            pids = family(self._process.pid)
             if self._process.poll() is None:
                 self._process.kill()
-            for pid in [*pids[1:], *_of_session(self._process.pid)]:
+            for pid in [*pids[1:], *session(self._process.pid)]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._process.wait()
@@ -235,14 +235,3 @@ class Subject:
 def how_it_ended(status: int | None) -> str:
     """In words."""
     return f"signal {-status} has ended it" if status and status < 0 else f"exit {status}"
-
-
-def _of_session(session: int) -> list[int]:
-    """The processes of the session that a subject was started in: those whose parent has died, too."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if os.getsid(int(entry.name)) == session:
-                    found.append(int(entry.name))
-    return found
