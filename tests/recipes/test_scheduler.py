@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -109,8 +109,8 @@ def test_whoever_is_killed_the_next_catches_up(scheduler: Scheduler, full: bool)
         scheduler.put(version + 1, "worker")
         if version % 2:
             scheduler.hup()
-        time.sleep(random.uniform(0, 0.15))  # at whatever moment
-        if worker in scheduler.workers():
+        time.sleep(random.uniform(0, 0.3))  # at whatever moment
+        with suppress(AssertionError, ProcessLookupError):  # it may just have ended by itself
             scheduler.kill(worker)
         if version % 2 == 0:
             scheduler.hup()
