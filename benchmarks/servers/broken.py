@@ -5,7 +5,6 @@ worker's crash does after that, while the broken code is still on the disk; and 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +71,7 @@ async def _deploy_broken(service: Service, kind: str, began: float) -> tuple[str
     took = monotonic() - began
     await asyncio.sleep(OBSERVED - took)
     if not asked.done():
-        asked.add_done_callback(lambda task: task.cancelled() or task.exception())
+        asked.add_done_callback(_forget)
         return "nothing in 10 s", None
     told = asked.result()
     return told, took if told else None
@@ -86,7 +85,14 @@ async def _mend(service: Service, load: Load) -> float | None:
     while 3 not in load.first_answer and monotonic() < began + RECOVERY:
         await asyncio.sleep(0.02)
     await asyncio.wait([asked], timeout=RECOVERY)
+    asked.add_done_callback(_forget)
     return load.first_answer[3] - began if 3 in load.first_answer else None
+
+
+def _forget(asked: asyncio.Task[str]) -> None:
+    """What comes of an answer that nobody waits for any more: the service may have ended under it."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _who_serves(records: Sequence[Record], since: float) -> int:
@@ -96,7 +102,7 @@ def _who_serves(records: Sequence[Record], since: float) -> int:
 
 def _kill(service: Service, pid: int) -> None:
     if pid in service.pids():
-        os.kill(pid, signal.SIGKILL)
+        service.send(signal.SIGKILL, pid)
 
 
 def _timeline(records: Sequence[Record], began: float, ended: float) -> list[list[float]]:

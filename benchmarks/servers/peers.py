@@ -146,12 +146,11 @@ def _dance(service: Service, version: int) -> str:
     if has_come and second.exists() and service.ask(1.0)[0] == version:
         new = int(second.read_text())
         wait_for(lambda: len(children(new)) >= 2, 5.0)
-        os.kill(old, signal.SIGWINCH)
-        os.kill(old, signal.SIGQUIT)
+        service.send(signal.SIGTERM, old)  # WINCH is for daemons alone, and QUIT does not wait for requests
         wait_for(lambda: not second.exists(), 35.0)
         return "exit 0"
     if has_come and second.exists():
-        os.kill(int(second.read_text()), signal.SIGTERM)
+        service.send(signal.SIGTERM, int(second.read_text()))
     return "exit 1"
 
 

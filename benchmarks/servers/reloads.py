@@ -21,8 +21,9 @@ from .peers import Peer
 from .service import Service
 
 QUIET = 1.0  # seconds without an answer by the old code: then it is over
-TAKES = 6.0  # seconds, and what the import takes, in which the first answer by the new code has to come
-LIMIT = 15.0  # seconds, and the import, in which the last one by the old code has to come
+TAKES = 8.0  # seconds, and the import several times, in which the first answer by the new code has to come
+LIMIT = 15.0  # seconds, and the import several times, in which the last one by the old code has to come
+SEVERAL = 2.5  # imports: some do it twice, to try the code before it is needed
 AFTER = 0.5  # seconds that belong to a reload after the first new and the last old answer
 
 
@@ -78,7 +79,7 @@ async def _under(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reload to one version after the other under a load; the account, and the timeline of the first reload."""
     marks: list[tuple[int, float, float]] = []
-    async with Load(service.port, rate=rate, timeout=LIMIT) as load:
+    async with Load(service.port, rate=rate, timeout=LIMIT + loads) as load:
         await asyncio.sleep(0.5)  # connections are made, caches warm
         began = monotonic()
         await asyncio.sleep(plan.steady)
@@ -103,7 +104,7 @@ async def _reload(service: Service, load: Load, version: int, loads: float) -> t
         old = max((when for number, when in load.last_answer.items() if number != version), default=began)
         now = monotonic()
         is_over = now - max(old, first or now) > QUIET
-        if is_over or now - began > (LIMIT if first else TAKES) + loads:
+        if is_over or now - began > (LIMIT if first else TAKES) + SEVERAL * loads:
             break
     await asked
     return began, min(monotonic(), max(old, first or monotonic()) + AFTER)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -39,13 +40,17 @@ class Service:
         self.held: socket.socket | None = None
         self._package = package
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._is_over, self._lock = False, threading.Lock()
         self._log = folder / "log.txt"
 
     def start(self) -> None:
-        """Start what the peer names, as the new main process. Does not wait."""
+        """Start what the peer names, as the new main process. Does not wait. Nothing is started when the end has come,
+        which may be while a reload is still waiting."""
         if self.peer.is_held and self.held is None:
             self.held = socket.create_server(("127.0.0.1", self.port), backlog=1024)
-        self._processes.append(self.spawn(self.peer.command(self), new_session=True))
+        with self._lock:
+            if not self._is_over:
+                self._processes.append(self.spawn(self.peer.command(self), new_session=True))
 
     def spawn(self, command: Sequence[str], *, new_session: bool = False) -> subprocess.Popen[bytes]:
         """A command in the service's folder and environment."""
@@ -86,9 +91,10 @@ class Service:
     def is_alive(self) -> bool:
         return bool(self.pids())
 
-    def send(self, number: int) -> None:
+    def send(self, number: int, pid: int = 0) -> None:
+        """A signal to the main process, or to another of the service."""
         try:
-            os.kill(self.pid, number)
+            os.kill(pid or self.pid, number)
         except ProcessLookupError:
             pass  # it is dead: that is for the clients to notice
 
@@ -144,14 +150,13 @@ class Service:
 
     def __exit__(self, *exc_info: object) -> None:
         """In good order if it can, and by force if not. Nobody else's process is in a session that we began."""
+        with self._lock:
+            self._is_over = True
         if self._processes:
             self.send(signal.SIGTERM)
             wait_for(lambda: not self.is_alive, 5.0)
             for pid in self.pids():
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                self.send(signal.SIGKILL, pid)
             for each in self._processes:
                 each.wait()
         if self.held:

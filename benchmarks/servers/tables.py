@@ -73,7 +73,8 @@ def _slow(peers: Sequence[Found]) -> Table:
         row = [each["name"]]
         for found in (each["slow"][seconds] for seconds in times):
             longest = f"{found['max']:.0f}" if "max" in found else "-"
-            row += [f"{found['silence']:.2f}", longest, _lost([found]), _median([found], "first_new", 1)]
+            first = _median([found], "first_new", 1) if found["took_effect"] else "never"
+            row += [f"{found['silence']:.2f}", longest, _lost([found]), first]
         table.rows.append(row)
     return table
 
