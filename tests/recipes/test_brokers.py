@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
 import socket
 import sqlite3
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -54,6 +56,9 @@ class RedisList(Reporting):
     def left(self) -> int:
         return len(self.redis.keys("jobs*"))
 
+    def close(self) -> None:
+        self.redis.close()
+
 
 class RedisStream(RedisList):
     app = "redis_streams"
@@ -84,6 +89,10 @@ class SQLite:
 
     def left(self) -> int:
         return int(self.database.execute("SELECT count(*) FROM jobs").fetchone()[0])
+
+    def close(self) -> None:
+        self.database.close()
+        self.feeder.close()
 
 
 class PostgreSQL:
@@ -165,20 +174,32 @@ def rolling(tmp_path: Path):
 @pytest.fixture(params=["redis_list", "redis_streams", "sqlite_queue"])
 def queue(request: pytest.FixtureRequest, tmp_path: Path):
     if request.param == "sqlite_queue":
-        found = SQLite(tmp_path / "queue.sqlite")
-        yield found
-        found.database.close()
-        found.feeder.close()
+        with closing(SQLite(tmp_path / "queue.sqlite")) as found:
+            yield found
     else:
         kind = RedisList if request.param == "redis_list" else RedisStream
-        client = kind(request.getfixturevalue("redis_socket"))
-        yield client
-        client.redis.close()
+        with closing(kind(request.getfixturevalue("redis_socket"))) as found:
+            yield found
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_job_is_lost_or_repeated(rolling: Rolling, queue: Queue, kind: str, full: bool) -> None:
     restart_and_account(rolling, queue, kind, 100 if full else 5)
+
+
+def test_a_job_in_a_transaction_survives_kill_9(rolling: Rolling, tmp_path: Path) -> None:
+    with closing(SQLite(tmp_path / "queue.sqlite")) as queue:
+        deploy(rolling, queue.app, 1, "workers")
+        rolling.start("app.py", queue.address).wait_ready()
+        with Jobs(queue.put, lambda: [job for job, _ in queue.done(rolling)], every=0.001) as jobs:
+            killed: set[int] = set()
+            while len(killed) < 5:
+                rolling.wait_until(lambda: len(queue.done(rolling)) > len(killed) * 10, "work goes on")
+                worker = rolling.wait_until(lambda: set(rolling.workers()) - killed, "a worker").pop()
+                time.sleep(random.uniform(0, 0.02))  # at whatever moment
+                rolling.kill(worker)
+                killed.add(worker)
+        jobs.check()
 
 
 @pytest.mark.parametrize(("server", "client"), [("rabbitmq_url", RabbitMQ), ("postgres_url", PostgreSQL)])
@@ -229,7 +250,7 @@ def take_up(program: Rolling, queue: RedisList) -> None:
     program.wait_report(done=1)
     assert program.stop() == 0
     assert sorted(job for job, _ in queue.done(program)) == [1, 7, 8]
-    queue.redis.close()
+    queue.close()
 
 
 @pytest.mark.parametrize("section", ["Brokers", "A scheduler that must be alone"])
