@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,9 @@ def _measure_and_write(arguments: argparse.Namespace) -> None:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (min(most, 65536), most)
     )  # a silent server gets 200 connections a second
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:  # by nohup or a shell: programs of ours would ignore it too
+            signal.signal(number, lambda *_: None)
     plan = reloads.SHORT if arguments.short else reloads.Plan()
     plan = plan if arguments.runs is None else replace(plan, runs=arguments.runs)
     chosen = [peer for peer in PEERS if _is_wanted(peer, arguments)]

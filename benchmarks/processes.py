@@ -37,6 +37,15 @@ def session(leader: int) -> list[int]:
     return found
 
 
+def spent(pid: int) -> float:
+    """Seconds of a processor that it has had so far; nothing for a process that has gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def rollup(pid: int) -> dict[str, float]:
     """/proc/PID/smaps_rollup in MB; nothing for a process that has gone."""
     found = {"Pss": 0.0, "Rss": 0.0}

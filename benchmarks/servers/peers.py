@@ -142,8 +142,8 @@ def _dance(service: Service, version: int) -> str:
     second = service.folder / "service.pid.2"
     has_come = wait_for(second.exists, 5.0)
     patience = min(service.ready_timeout, 15.0)
-    wait_for(lambda: not second.exists() or service.ask(1.0)[0] == version, patience)
-    if has_come and second.exists() and service.ask(1.0)[0] == version:
+    has_ended = wait_for(lambda: not second.exists() or service.ask(1.0)[0] == version, patience)
+    if has_come and has_ended and second.exists():  # so the new code has answered
         new = int(second.read_text())
         wait_for(lambda: len(children(new)) >= 2, 5.0)
         service.send(signal.SIGTERM, old)  # WINCH is for daemons alone, and QUIT does not wait for requests

@@ -37,7 +37,9 @@ def _reloads(peers: Sequence[Found], file: Path) -> Path:
         for side, colour in (("old", OLD), ("new", NEW)):
             points = each["timeline"][side]
             heights = [max(value, 2 * _LEAST) for _, value in points]
-            axes.bar([when for when, _ in points], heights, width=ledger.STEP, color=colour, align="edge")
+            axes.bar(
+                [when for when, _ in points], heights, width=ledger.STEP, color=colour, align="edge", rasterized=True
+            )
         lost = [when for when, _ in each["timeline"]["lost"]]
         axes.plot(lost, [_MOST / 8] * len(lost), "x", color=LOST, markersize=4)
         axes.axvline(0, color="black", linewidth=0.6)
@@ -57,11 +59,13 @@ def _broken(peers: Sequence[Found], file: Path) -> Path:
     figure, rows = _rows(len(peers), len(apps.BROKEN), 0.5)
     for row, each in zip(rows, peers, strict=True):
         for axes, kind in zip(row, apps.BROKEN, strict=True):
-            axes.set(ylim=(0, 105), yticks=[], xlim=(-broken.BEFORE, broken.OBSERVED + broken.CRASHED + 2))
+            axes.set(
+                ylim=(0, 105), yticks=[], xlim=(-broken.BEFORE, broken.OBSERVED + broken.TIMEOUT + broken.CRASHED + 3)
+            )
             if kind in each["broken"]:
                 found = each["broken"][kind]
                 times, shares = zip(*found["timeline"], strict=True)
-                axes.fill_between(times, shares, step="post", color=NEW, linewidth=0)
+                axes.fill_between(times, shares, step="post", color=NEW, linewidth=0, rasterized=True)
                 crashed, mended = found["marks"]
                 axes.axvline(0, color="black", linewidth=0.8)
                 axes.axvline(mended, color=OLD, linewidth=0.8)
@@ -97,6 +101,6 @@ def _name(axes: Any, name: str) -> None:
 def _save(figure: Any, file: Path) -> Path:
     import matplotlib.pyplot as plt
 
-    figure.savefig(file, metadata={"Date": None})
+    figure.savefig(file, metadata={"Date": None}, dpi=120)
     plt.close(figure)
     return file

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from measure import clean_environment
-from processes import family, free_port, rollup, session
+from processes import family, free_port, rollup, session, spent
 
 from . import apps
 
@@ -130,6 +130,17 @@ class Service:
         """Until this version answers."""
         return wait_for(lambda: self.ask(1.0)[0] == version, timeout)
 
+    def wait_idle(self) -> None:
+        """Until nothing boots any more: the first answer is of the first worker, and code that is deployed now would
+        get into the second."""
+
+        def is_idle() -> bool:
+            before = {pid: spent(pid) for pid in self.pids()}
+            time.sleep(0.3)
+            return {*before} == {*self.pids()} and sum(map(spent, before)) - sum(before.values()) < 0.03
+
+        wait_for(is_idle, 10.0)
+
     def deploy(self, version: int, *, loads: float = 0.0, broken: str = "") -> None:
         apps.deploy(self.folder, self.peer.kind, version, loads=loads, broken=broken)
 
@@ -143,6 +154,7 @@ class Service:
             self.start()
             if not self.wait_answer(1):
                 raise NotServingError(f"no answer after {PATIENCE:g} s: {self.log()}")
+            self.wait_idle()
         except BaseException:
             self.__exit__()
             raise
