@@ -110,7 +110,7 @@ class Subject:
         while progress < len(self.done()) < numbers:
             progress = len(self.done())
             with contextlib.suppress(WorkerError):
-                self.wait(lambda before=progress: len(self.done()) > before, "job done", IDLE)
+                self.wait(lambda before=progress: len(self.done()) > before, "a job done", IDLE)
         return numbers
 
     # -- what is seen of it
@@ -132,9 +132,9 @@ class Subject:
         deadline = time.monotonic() + timeout
         while not condition():
             if alive and self.exit_code() is not None:
-                raise WorkerError(f"no {what}: {how_it_ended(self.exit_code())}: {self._said()}")
+                raise WorkerError(f"waiting for {what}: {how_it_ended(self.exit_code())}: {self._said()}")
             if time.monotonic() > deadline:
-                raise WorkerError(f"no {what} within {timeout:g} s: {self._said()}")
+                raise WorkerError(f"waiting for {what}: not within {timeout:g} s: {self._said()}")
             time.sleep(0.005)
 
     def lines(self) -> list[Line]:
@@ -182,7 +182,8 @@ class Subject:
 
     def _said(self) -> str:
         lines = (self._folder / "log").read_text(errors="replace").strip().splitlines() or ["it has said nothing"]
-        return lines[-1][:SAID].replace(str(self._folder), ".")
+        said = lines[-1].replace(str(self._folder), ".").replace(str(self._where.python.parent.parent), "(environment)")
+        return said[:SAID]
 
     # -- its life
 

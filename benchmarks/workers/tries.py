@@ -14,7 +14,7 @@ WINDOW = 0.3  # seconds after the exec in which the second HUP comes
 SLOW = 1_000_000  # numbers of slow jobs begin here
 IN_HAND = 1.0  # seconds that a slow job takes
 LATE = 8.0  # seconds after which a worker that has not ended goes on
-MOST = 45.0  # seconds for the good restarts of a turn, and twice that for all second HUPs: then the runs are fewer
+MOST_RESTARTING, MOST_HUPPING = 25.0, 90.0  # seconds for the good restarts of a turn, for all second HUPs
 BROKEN = "this is no Python\n"
 
 
@@ -30,12 +30,13 @@ class Restarts:
 
 
 def good_restarts(where: Where, side: Side, times: int, into: Restarts) -> None:
-    """Start it, feed it, restart it with new code so often, and look into the ledger. WorkerError if it dies."""
+    """Start it, feed it, restart it with new code so often, or fewer times if it takes too long, and look into the
+    ledger. WorkerError if it dies."""
     began = time.monotonic()
     with Subject(where, side) as subject:
         subject.wait_calm()
         for _ in range(times):
-            if time.monotonic() > began + MOST:
+            if time.monotonic() > began + MOST_RESTARTING:
                 break
             version = subject.deploy()
             asked = time.monotonic()
@@ -67,7 +68,7 @@ def second_hups(where: Where, side: Side, tries: int) -> Iterator[str]:
         subject.start()
         subject.wait_calm()
         for number in range(tries):
-            if time.monotonic() > began + 2 * MOST:
+            if time.monotonic() > began + MOST_HUPPING:
                 break
             if subject.exit_code() is not None:
                 subject.kill()
@@ -124,8 +125,8 @@ def syntax_error(where: Where, side: Side) -> str:
         subject.send(signal.SIGHUP)
         asked = time.monotonic()
         try:
-            subject.wait(lambda: subject.exit_code() is not None, "the end", LATE / 2, alive=False)
+            subject.wait(lambda: subject.exit_code() is not None, "the end", LATE, alive=False)
         except WorkerError:
-            works = subject.begun_by(0, asked + LATE / 2 - 1.0)
+            works = subject.begun_by(0, asked + LATE - 1.0)
             return "the old code works on" if works else "alive, does no job"
         return f"dies, {how_it_ended(subject.exit_code())}"
