@@ -18,7 +18,7 @@ def memory(pid: int) -> int:
 def test_many_restarts_lose_and_repeat_nothing(program: Program, redis_socket: str, full: bool) -> None:
     import redis
 
-    restarts, early_fds, early_memory = 1000 if full else 25, 0, 0
+    restarts, early_fds, early_memory = 1000 if full else 20, 0, 0
     queue = redis.Redis(unix_socket_path=redis_socket)
     program.deploy("", "ledger.py")
     deploy(program, "redis_list", 1, "in place")
