@@ -52,7 +52,7 @@ def _of_one(samples: Samples, size: int) -> str:
     at = {each: statistics.median(samples[each]) for each in (first, before, size)}
     expected = at[first] + (at[size] - at[first]) * (before - first) / (size - first)
     spread = max(_quartiles_apart(samples[before]), _quartiles_apart(samples[first]))
-    is_line = expected - at[before] <= spread
+    is_line = expected - at[before] <= 2 * spread  # of two medians
     return "seen at the largest size only, as a line would be" if is_line else "a step, or worse than linear"
 
 
