@@ -3,7 +3,7 @@
     python benchmarks/peers.py
 
 makes a virtual environment for the moment, installs the peers there (the extra `peers` of pyproject.toml), runs each in
-turn, in shuffled order, and writes results/servers.json, servers.md and two plots. It takes about 25 minutes. A peer
+turn, in shuffled order, and writes results/servers.json, servers.md and two plots. It takes half an hour. A peer
 that cannot be installed or does not work is named in the tables, with the reason.
 """
 
