@@ -46,6 +46,7 @@ async def _one(peer: Peer, package: Path, kind: str) -> dict[str, Any]:
                 await asyncio.sleep(CRASHED)
             mended = monotonic()
             recovery = await _mend(service, load) if is_alive else None
+            await asyncio.sleep(2.0)  # for the plot alone
             ended = monotonic()
         return {
             "availability": ledger.availability(load.records, began, began + OBSERVED),

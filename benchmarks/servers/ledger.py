@@ -104,7 +104,7 @@ def account(records: Sequence[Record], steady: tuple[float, float], windows: Seq
 def timeline(records: Sequence[Record], window: Window) -> dict[str, list[list[float]]]:
     """For the plot: [second, the longest latency in ms] of what was sent then, by old and new code; and the lost."""
     found: dict[str, dict[int, float]] = {"old": {}, "new": {}, "lost": {}}
-    for each in between(records, window.began - BEFORE, window.began + AFTER):
+    for each in between(records, window.began - BEFORE, min(window.began + AFTER, window.until)):
         side = "lost" if each.failure else "new" if each.version >= window.version else "old"
         point = int((each.sent - window.began) // STEP)
         found[side][point] = max(found[side].get(point, 0.0), (each.ended - each.sent) * 1000)
