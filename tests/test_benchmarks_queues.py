@@ -1,4 +1,4 @@
-"""The benchmark of queue workers runs in a short form: ours and one floor, no peers. Nothing is said about times here."""
+"""The benchmark of queue workers runs in a short form, ours and one floor, no peers. Nothing is said about times."""
 
 from __future__ import annotations
 

@@ -13,8 +13,6 @@ import pytest
 
 from tests.harness import CHECKOUT, PATIENCE, Program
 
-pytestmark = pytest.mark.core
-
 README = (CHECKOUT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 

@@ -25,7 +25,7 @@ from tests.harness import CHECKOUT, PATIENCE, Program
 from tests.rolling.programs import Rolling
 from tests.test_systemd import Recorder, linux
 
-pytestmark = [pytest.mark.core, linux]
+pytestmark = linux
 
 KINDS = {"in place": "", "rolling": "workers=2"}
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from hotrestart.testing import Jobs, Program, Traffic
 from tests.harness import CHECKOUT, clean_environment
 
-pytestmark = pytest.mark.core
-
 SERVER = """
 import hotrestart
 from hotrestart import serving

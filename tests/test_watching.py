@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from hotrestart.watching import changed, snapshot
 from tests.harness import Program
 
-pytestmark = pytest.mark.core
-
 SERVES = """
 import hotrestart
 @hotrestart.restartable({options})

@@ -56,8 +56,7 @@ class Rollout(Plan):
         self._was_told_to_stop = self._has_ended = False
         self.last_number: int = generation
         self._options, self._share = options, share
-        self._now = self._stage_began = 0.0
-        self._last_id = 0
+        self._now, self._stage_began, self._last_id = 0.0, 0.0, 0
         self._askers: list[tuple[object, float]] = []
         self._actions: list[Action] = []
 
@@ -71,7 +70,8 @@ class Rollout(Plan):
     def go_on_with(self, generation: Generation, extra: int) -> None:
         """In place of `begin`: this generation serves already, and nothing is under way."""
         self.generations[generation.number] = generation
-        self.current, self.extra = generation.number, extra
+        self.current: int = generation.number
+        self.extra: int = extra
         generation.can_fork = generation.server is not None or not generation.options.preload
         self._last_id = max((each.id for each in generation.processes()), default=0)
 
@@ -84,7 +84,8 @@ class Rollout(Plan):
         """Everything drains and ends; asked for twice, at once."""
         if self._was_told_to_stop:
             return self.quit(now)
-        self.is_stopping = self._was_told_to_stop = True
+        self.is_stopping: bool = True
+        self._was_told_to_stop = True
         return self._settle(now)
 
     def quit(self, now: float) -> list[Action]:
@@ -147,9 +148,7 @@ class Rollout(Plan):
     def deadline(self) -> float:
         """When `tick` is next wanted; infinity for never."""
         times = [each.retire_at if each.state == READY else each.deadline for each in self._processes()]
-        waits: list[float] = []
-        if self.stage == "soak":
-            waits.append(self._stage_began + self.generations[self.coming].options.soak)
+        waits = [self._stage_began + self.generations[self.coming].options.soak] if self.stage == "soak" else []
         if self.current in self.generations:
             waits.append(self.generations[self.current].not_before)
         return min([*times, *(when for when in waits if when > self._now)], default=NEVER)
@@ -260,7 +259,7 @@ class Rollout(Plan):
     def _load(self, number: int, options: Options, now: float) -> None:
         self.stages = {}
         self.generations[number] = Generation(number, options)
-        self.coming = number
+        self.coming: int = number
         self._enter("load", now)
         self._start(self.generations[number], now, is_server=True)
 

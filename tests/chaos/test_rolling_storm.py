@@ -17,8 +17,6 @@ import pytest
 
 from tests.harness import Program
 
-pytestmark = pytest.mark.core
-
 SERVER = """
 import os, hotrestart
 VERSION = {version}

@@ -14,8 +14,6 @@ import pytest
 
 from tests.harness import Program
 
-pytestmark = pytest.mark.core
-
 ENDED_BY_TERM = (0, -signal.SIGTERM)  # a generation that is booting has nothing to finish: it dies of TERM
 
 STORMED = """

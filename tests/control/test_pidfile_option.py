@@ -15,8 +15,6 @@ from tests.control.asking import wait_heard
 from tests.harness import PATIENCE, Program, worker
 from tests.rolling.programs import Rolling, service
 
-pytestmark = pytest.mark.core
-
 
 class Kind:
     """A program of one kind, with a pid file."""

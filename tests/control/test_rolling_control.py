@@ -175,6 +175,7 @@ def test_nobody_but_the_supervisor_holds_the_connections(program: Rolling) -> No
     program.launch(service())
     with Visitor(program.pid):
         assert restart(program.pid).ok
+        program.wait_until(lambda: len(program.members()) == 4, "the old ones have gone")
         own = set(open_files(program.pid).values())
         unix = {
             f"socket:[{line.split()[6]}]"

@@ -55,7 +55,6 @@ def assert_nobody_wakes_up(program: Rolling, size: int = 4) -> None:
     assert {pid: wake_ups(pid) for pid in program.members()} == before
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("options", ["workers=2", "workers=2, soak=0.1, batch=1, grace=3, max_jobs=1000, max_age=1000"])
 def test_an_idle_program_never_wakes_up(program: Rolling, options: str) -> None:
     program.launch(service(options=options))
@@ -65,13 +64,11 @@ def test_an_idle_program_never_wakes_up(program: Rolling, options: str) -> None:
     assert program.ask()[1] == "2"
 
 
-@pytest.mark.core
 def test_without_preload_it_never_wakes_up_either(program: Rolling) -> None:
     program.launch(service(options="workers=2, preload=False"))
     assert_nobody_wakes_up(program, 3)
 
 
-@pytest.mark.core
 def test_it_goes_back_to_sleep_after_what_has_gone_wrong(program: Rolling) -> None:
     """A refused generation, a killed worker, an address that nobody wants any more, a worker more."""
     program.launch(service(top="bound = hotrestart.listen('127.0.0.1:0', name='early')"))
@@ -84,7 +81,6 @@ def test_it_goes_back_to_sleep_after_what_has_gone_wrong(program: Rolling) -> No
     assert_nobody_wakes_up(program)
 
 
-@pytest.mark.core
 def test_who_looks_after_hung_workers_wakes_up_no_more_often_than_it_has_to(program: Rolling) -> None:
     """The beat costs the worker nothing, so it is the supervisor that looks: once in `timeout` seconds."""
     program.launch(service(options="workers=2, timeout=1"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,8 +19,6 @@ from hypothesis.stateful import (
 
 from hotrestart.options import Options
 from tests.rolling.world import Body, World
-
-pytestmark = pytest.mark.core
 
 OPTIONS = st.builds(
     Options,
