@@ -520,6 +520,7 @@ file = PidFile.take(sys.argv[1])
 fd = file.fd
 reader, writer = os.pipe()
 if os.fork() == 0:
+    os.close(writer)
     file.remove()
     report(child=os.getpid(), fd=file.fd, is_open=os.path.exists(f"/dev/fd/{fd}"))
     os.read(reader, 1)
