@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.harness import PATIENCE, Program
+from tests.recipes import figures
 
 TESTS = Path(__file__).resolve().parent.parent
 FOLDERS = [TESTS / "apps", TESTS / "recipes" / "programs"]
@@ -200,16 +201,15 @@ def wait_served(program: Program, port: int) -> None:
     program.wait_until(answers, "a first answer")
 
 
-def reload_and_account(program: Program, port: int, app: str, kind: str, reloads: int) -> None:
+def reload_and_account(program: Program, port: int, app: str, kind: str, reloads: int, **clients: int) -> None:
     """Reload it so often under load: nothing is lost, and it ends in peace."""
     start(program, app, port, kind)
-    with Load(port) as load:
+    with Load(port, **clients) as load:
         began = time.monotonic()
         reload(program, load, app, kind, range(2, reloads + 2))
         took = time.monotonic() - began
-    print(f"{app}, {kind}: {reloads} reloads in {took:.1f} s, {len(load.answers)} answers,", end=" ")
-    print(f"{len(load.failures)} failed, {len(load.retries)} retries,", end=" ")
-    print(f"longest silence {load.longest_silence(began, began + took) * 1000:.0f} ms")
+    figures.note(app, kind, reloads, len(load.answers), failed=len(load.failures), retried=len(load.retries))
+    print(f"in {took:.1f} s, longest silence {load.longest_silence(began, began + took) * 1000:.0f} ms")
     load.check(reloads + 1)
     assert program.stop() == 0, program.log()
     assert "Traceback" not in program.log()

@@ -16,6 +16,7 @@ import pytest
 
 from hotrestart.testing import Jobs
 from tests.harness import CHECKOUT, PATIENCE
+from tests.recipes import figures
 from tests.recipes.load import FOLDERS, KINDS, deploy
 from tests.rolling.programs import Rolling
 
@@ -155,7 +156,7 @@ def restart_and_account(program: Rolling, queue: Queue, kind: str, restarts: int
     jobs.check()
     assert program.stop() == 0, program.log()
     program.wait_gone()
-    print(f"{queue.app}, {kind}: {restarts} restarts, {jobs}")
+    figures.note(queue.app, kind, restarts, len(jobs.given), failed=len(jobs.lost), repeated=len(jobs.repeated))
     jobs.check()
     assert queue.left() == 0
     assert "Traceback" not in program.log()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.harness import PATIENCE, Program
-from tests.recipes.load import KINDS, Client, Load, deploy, reload, start
+from tests.recipes.load import KINDS, Client, Load, deploy, reload, reload_and_account, start
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -17,15 +17,8 @@ def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, 
     keeps = app in ("http_threads", "streams")
     often = app == "http_threads" and kind == "workers"
     reloads = 100 if full else 8 if often else 3
-    start(program, app, port, kind)
-    with Load(port, new=3 if keeps else 5, kept=3 if keeps else 0, pausing=2 if keeps else 0) as load:
-        began = time.monotonic()
-        reload(program, load, app, kind, range(2, reloads + 2))
-        took = time.monotonic() - began
-    print(f"{app}, {kind}: {reloads} reloads in {took:.1f} s, {len(load.answers)} answers,", end=" ")
-    print(f"longest silence {load.longest_silence(began, began + took) * 1000:.0f} ms")
-    load.check(reloads + 1)
-    assert program.stop() == 0, program.log()
+    clients = {} if keeps else {"new": 5, "kept": 0, "pausing": 0}
+    reload_and_account(program, port, app, kind, reloads, **clients)
 
 
 def test_the_longest_silence_with_and_without_reloads(program: Program, port: int, full: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipes import figures
 from tests.recipes.load import FOLDERS, KINDS
 from tests.rolling.programs import Rolling, children_of, is_running
 
@@ -49,13 +50,13 @@ def reload(program: Rolling, app: str, kind: str, reloads: int, method: str = "f
     program.wait_report(version=reloads + 1, count=20)
 
 
-def check(program: Rolling, kind: str, app: str) -> None:
+def check(program: Rolling, kind: str, app: str, reloads: int) -> None:
     """Every job that was taken was done once; nothing is left of the program."""
     assert program.stop() == 0, program.log()
     program.wait_gone()
     taken = int((program.folder / "next").read_text())
     done = Counter(int(str(each["done"])) for each in program.reports() if "done" in each)
-    print(f"{app}, {kind}: {taken} jobs, {taken - len(done)} lost, {done.total() - len(done)} repeated")
+    figures.note(app, kind, reloads, taken, failed=taken - len(done), repeated=done.total() - len(done))
     assert done == Counter(range(taken))
     assert "Traceback" not in program.log()
 
@@ -63,16 +64,18 @@ def check(program: Rolling, kind: str, app: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("app", ["pool_threads", "own_subprocess"])
 def test_jobs_in_hand_are_finished(rolling: Rolling, app: str, kind: str, full: bool) -> None:
-    reload(rolling, app, kind, 50 if full else 6)
-    check(rolling, kind, app)
+    reloads = 50 if full else 6
+    reload(rolling, app, kind, reloads)
+    check(rolling, kind, app, reloads)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("app", ["pool_processes", "own_process"])
 def test_jobs_in_other_processes_are_finished(rolling: Rolling, app: str, method: str, kind: str, full: bool) -> None:
-    reload(rolling, app, kind, 50 if full else 6 if method == "fork" else 3, method)
-    check(rolling, kind, f"{app} by {method}")
+    reloads = 50 if full else 6 if method == "fork" else 3
+    reload(rolling, app, kind, reloads, method)
+    check(rolling, kind, f"{app} by {method}", reloads)
 
 
 def test_a_child_lives_on_over_restarts_in_place(rolling: Rolling) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hotrestart.testing import Jobs
 from tests.harness import Program
+from tests.recipes import figures
 from tests.recipes.load import deploy
 
 
@@ -35,6 +36,9 @@ def test_many_restarts_lose_and_repeat_nothing(program: Program, redis_socket: s
     program.wait_until(lambda: queue.llen("jobs") == queue.llen(f"jobs:{program.pid}") == 0, "all jobs done")
     queue.close()
     done += [each["done"] for each in program.reports()]
+    figures.note(
+        "redis_list", "in place, leaks", restarts, len(jobs.given), failed=len(jobs.lost), repeated=len(jobs.repeated)
+    )
     jobs.check()
     assert len(jobs.given) > restarts
     program.wait_until(lambda: len(program.fds()) <= early_fds, "as many descriptors as at first")

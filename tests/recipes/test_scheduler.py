@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import PATIENCE
+from tests.recipes import figures
 from tests.recipes.load import FOLDERS
 from tests.rolling.programs import Rolling
 
@@ -49,7 +50,7 @@ class Scheduler(Rolling):
     def wait_ran(self, version: int) -> None:
         self.wait_until(lambda: version in {each for _, each in self.ran()}, f"a tick by version {version}")
 
-    def check(self) -> None:
+    def check(self, kind: str = "one restart", restarts: int = 1) -> None:
         """Ticks one after another, up to the present."""
         now = int(time.time() * 20)
         self.wait_until(lambda: self.ran()[-1][0] >= now, "the present")
@@ -57,7 +58,10 @@ class Scheduler(Rolling):
         self.wait_gone()
         ran = self.ran()
         ticks = [tick for tick, _ in ran]
-        assert ticks == list(range(ticks[0], ticks[-1] + 1))
+        expected = range(ticks[0], ticks[-1] + 1)
+        missed, doubled = len(set(expected) - set(ticks)), len(ticks) - len(set(ticks))
+        figures.note("scheduler", kind, restarts, len(expected), failed=missed, repeated=doubled)
+        assert ticks == list(expected)
         versions = [version for _, version in ran]
         assert versions == sorted(versions), "one after the other, not in turn"
         assert "Traceback" not in self.log()
@@ -79,7 +83,7 @@ def test_no_tick_is_missed_or_doubled(scheduler: Scheduler, kind: str, full: boo
         scheduler.put(version + 1, kind)
         assert scheduler.restart().ok
     scheduler.wait_ran(restarts + 1)
-    scheduler.check()
+    scheduler.check(kind, restarts)
 
 
 def test_the_new_worker_is_ready_before_it_is_alone(scheduler: Scheduler) -> None:
@@ -115,7 +119,7 @@ def test_whoever_is_killed_the_next_catches_up(scheduler: Scheduler, full: bool)
         if version % 2 == 0:
             scheduler.hup()
     scheduler.wait_ran(version + 1)
-    scheduler.check()
+    scheduler.check("worker, kill -9", version)
 
 
 def test_killed_in_place_and_started_again_it_catches_up(scheduler: Scheduler) -> None:
