@@ -140,11 +140,13 @@ def _ticks(folders: list[str], child: subprocess.Popen[bytes]) -> Iterator[None]
                 yield
         return
     milliseconds = int(_EVERY * 1000)
+    knows_all = False  # it tells of what comes after it has begun
     for found in watchfiles.watch(*folders, watch_filter=None, rust_timeout=milliseconds, yield_on_timeout=True):
         if child.poll() is not None:
             return
-        if found:
+        if found or not knows_all:
             yield
+        knows_all = True
 
 
 def _see_to_the_end_of(child: subprocess.Popen[bytes]) -> None:

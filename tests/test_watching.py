@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart.watching import changed, snapshot
+from tests.conftest import need
 from tests.harness import Program
 
 SERVES = """
@@ -83,7 +84,14 @@ def watch(program: Program, options: str) -> None:
 
 
 @KINDS
-def test_a_changed_program_is_restarted_and_one_that_does_not_load_is_shown(program: Program, options: str) -> None:
+@pytest.mark.parametrize("noticed", ["by watchfiles", "by looking"])
+def test_a_changed_program_is_restarted_and_one_that_does_not_load_is_shown(
+    program: Program, options: str, noticed: str
+) -> None:
+    if noticed == "by watchfiles":
+        need("watchfiles")
+    else:
+        program.deploy("raise ImportError", "watchfiles.py")
     watch(program, options)
     program.deploy(SERVES.format(version=2, options=options))
     program.wait_report(ready=2)
@@ -112,6 +120,33 @@ def test_ctrl_c_ends_both_in_peace(program: Program, options: str, to: str) -> N
     if not options:
         assert program.reports(ended=True)
     assert "Traceback" not in program.log()
+
+
+SLOW = """
+import os, time
+
+def watch(*folders, **options):
+    open("begins", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    while True:
+        time.sleep(0.1)
+        yield set()
+"""
+
+
+def test_what_changes_before_watchfiles_has_begun_is_noticed(program: Program) -> None:
+    """Of its own it tells only of what comes later."""
+    program.deploy(SLOW, "watchfiles.py")
+    program.deploy(SERVES.format(version=1, options=""))
+    program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    program.wait_until((program.folder / "begins").exists, "it begins")
+    program.wait_report(ready=1)
+    program.deploy(SERVES.format(version=2, options=""))
+    (program.folder / "go").touch()
+    program.wait_report(ready=2)
+    program.term()
+    assert program.wait_exit() == 0
 
 
 def test_it_ends_with_the_status_of_the_program(program: Program) -> None:

@@ -1,4 +1,4 @@
-"""A gRPC server, which binds its port by itself: with a retry policy and `wait_for_ready` in its clients, none fails."""
+"""A gRPC server, which binds its port by itself: no call fails whose client has a retry policy and `wait_for_ready`."""
 
 from __future__ import annotations
 
