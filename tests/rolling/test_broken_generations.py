@@ -164,8 +164,7 @@ def test_the_traceback_of_a_worker_that_raises_is_quoted(program: Rolling) -> No
 
 def test_new_workers_that_had_accepted_work_finish_it_in_a_rollback(program: Rolling) -> None:
     program.launch(service())
-    gone = "os.makedirs('one') if not os.path.exists('one') else None"
-    program.deploy(service(2, "workers=2, soak=60", first=gone))
+    program.deploy(service(2, "workers=2, soak=60"))
     program.hup()
     program.wait_report(ready=True, version=2, count=2)
     # Ask until one of the new ones takes the job.
