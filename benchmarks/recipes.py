@@ -16,16 +16,6 @@ from typing import Any
 
 from measure import CHECKOUT, RESULTS, clean_environment, facts
 
-_TESTS = (
-    "test_http",
-    "test_asgi",
-    "test_wsgi",
-    "test_udp",
-    "test_brokers",
-    "test_redis",
-    "test_scheduler",
-    "test_pools",
-)
 _FIELDS = ("recipe", "kind", "restarts", "count", "failed", "retried", "repeated")
 _COLUMNS = ["recipe", "kind", "restarts", "requests, jobs or ticks", "lost", "tried again", "done twice"]
 
@@ -33,10 +23,11 @@ _COLUMNS = ["recipe", "kind", "restarts", "requests, jobs or ticks", "lost", "tr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="as many restarts as in a normal run of the tests")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="tests at the same time (default: 2)")
     parser.add_argument("--only", metavar="WORD", help="tests whose names contain it, as for pytest -k")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write recipes.json and recipes.md to")
     arguments = parser.parse_args()
-    selection = [f"tests/recipes/{name}.py" for name in _TESTS]
+    selection = ["tests/recipes", "-m", "figures", "-n", str(arguments.processes)]
     selection += ["--full"] * (not arguments.short) + (["-k", arguments.only] if arguments.only else [])
     with tempfile.NamedTemporaryFile() as figures:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selection]

@@ -22,6 +22,7 @@ def app(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
     reload_and_account(program, port, app, kind, 50 if full else 6)

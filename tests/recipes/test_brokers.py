@@ -183,6 +183,7 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path):
             yield found
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_job_is_lost_or_repeated(rolling: Rolling, queue: Queue, kind: str, full: bool) -> None:
     restart_and_account(rolling, queue, kind, 100 if full else 5)
@@ -203,6 +204,7 @@ def test_a_job_in_a_transaction_survives_kill_9(rolling: Rolling, tmp_path: Path
         jobs.check()
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(("server", "client"), [("rabbitmq_url", RabbitMQ), ("postgres_url", PostgreSQL)])
 def test_no_job_of_a_big_server_is_lost_or_repeated(
     tmp_path: Path, request: pytest.FixtureRequest, server: str, client: type[RabbitMQ | PostgreSQL], full: bool

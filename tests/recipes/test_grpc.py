@@ -52,6 +52,7 @@ class Clients:
         return int(version)
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_call_fails(program: Program, port: int, kind: str, full: bool) -> None:
     need("grpc")

@@ -11,6 +11,7 @@ from tests.harness import PATIENCE, Program
 from tests.recipes.load import KINDS, Client, Load, deploy, reload, reload_and_account, start
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("app", ["http_threads", "streams", "wsgi", "tcp_threads", "tcp_forks", "plain"])
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:

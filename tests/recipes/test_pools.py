@@ -61,6 +61,7 @@ def check(program: Rolling, kind: str, app: str, reloads: int) -> None:
     assert "Traceback" not in program.log()
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("app", ["pool_threads", "own_subprocess"])
 def test_jobs_in_hand_are_finished(rolling: Rolling, app: str, kind: str, full: bool) -> None:
@@ -69,6 +70,7 @@ def test_jobs_in_hand_are_finished(rolling: Rolling, app: str, kind: str, full: 
     check(rolling, kind, app, reloads)
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("app", ["pool_processes", "own_process"])

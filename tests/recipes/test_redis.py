@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hotrestart.testing import Jobs
 from tests.harness import Program
 from tests.recipes import figures
@@ -16,6 +18,7 @@ def memory(pid: int) -> int:
     return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_"))
 
 
+@pytest.mark.figures
 def test_many_restarts_lose_and_repeat_nothing(program: Program, redis_socket: str, full: bool) -> None:
     import redis
 

@@ -73,6 +73,7 @@ def scheduler(tmp_path: Path):
         yield each
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_tick_is_missed_or_doubled(scheduler: Scheduler, kind: str, full: bool) -> None:
     scheduler.put(1, kind)
@@ -103,6 +104,7 @@ def test_the_new_worker_is_ready_before_it_is_alone(scheduler: Scheduler) -> Non
     scheduler.check()
 
 
+@pytest.mark.figures
 def test_whoever_is_killed_the_next_catches_up(scheduler: Scheduler, full: bool) -> None:
     """The worker at work, at any moment; each other time while its successor starts or waits for the lock."""
     scheduler.put(1, "worker")

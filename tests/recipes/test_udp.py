@@ -51,6 +51,7 @@ def udp_port() -> int:
         return int(found.getsockname()[1])
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_datagram_is_answered_once(program: Program, udp_port: int, kind: str, full: bool) -> None:
     reloads = 50 if full else 6
