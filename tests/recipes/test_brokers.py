@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import socket
 import sqlite3
 import time
@@ -15,9 +14,9 @@ from typing import Protocol
 import pytest
 
 from hotrestart.testing import Jobs
-from tests.harness import CHECKOUT, PATIENCE
+from tests.harness import PATIENCE
 from tests.recipes import figures
-from tests.recipes.load import FOLDERS, KINDS, deploy
+from tests.recipes.load import KINDS, deploy
 from tests.rolling.programs import Rolling
 
 
@@ -254,14 +253,3 @@ def take_up(program: Rolling, queue: RedisList) -> None:
     assert program.stop() == 0
     assert sorted(job for job, _ in queue.done(program)) == [1, 7, 8]
     queue.close()
-
-
-@pytest.mark.parametrize("section", ["Brokers", "A scheduler that must be alone"])
-def test_readme_shows_what_is_tested_here(section: str) -> None:
-    readme = (CHECKOUT / "README.md").read_text()
-    text = readme.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    programs = [path.read_text() for path in FOLDERS[1].glob("*.py")]
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        assert any(block in program for program in programs), block
-    for name in re.findall(r"`(\w+\.py)`", text):
-        assert (FOLDERS[1] / name).exists(), name
