@@ -179,6 +179,9 @@ def _prepare_for_forks() -> None:
     import gc
     import threading
 
+    import hotrestart
+
+    _ = hotrestart.worker_loop  # what each of them would load for itself
     __import__("traceback")  # a worker that fails may not reach the files any more, as after chroot
     log.dump_stacks_on_abort()  # a hung worker is ended so
     if threading.active_count() > 1:

@@ -48,14 +48,13 @@ class Roster:
         self.beats = beats
         self._hearing = Hearing(self, observer)
         self._selector, self._observer = selector, observer
-        self._places = list(range(PLACES - 1))
+        self._places = set(range(PLACES - 1))
         self._next_rss = 0.0
 
     def adopt(self, member: Member) -> None:
         """Listen to a member from now on."""
         self.members[member.process.id] = member
-        if member.place in self._places:
-            self._places.remove(member.place)  # it has come over an exec with it
+        self._places.discard(member.place)  # it may have come over an exec with it
         if member.lifeline is not None:
             self._watch(member, member.lifeline, self._on_lifeline)
         if member.child is not None and member.child.can_be_watched:
@@ -72,7 +71,7 @@ class Roster:
 
     def take_place(self, member: Member) -> int:
         """A place on the page of beats."""
-        member.place = self._places.pop(0) if self._places else -1
+        member.place = self._places.pop() if self._places else -1
         self.beats.numbers[member.place] = 0
         return member.place % PLACES  # of those for whom there is none the last is the common one, and nobody looks
 
@@ -88,7 +87,7 @@ class Roster:
             self._unregister(member.watched)
             self._reap_later(member.child)
         if member.place != -1:
-            self._places.append(member.place)
+            self._places.add(member.place)
 
     def send_signal(self, number: int) -> None:
         """To every worker."""

@@ -423,3 +423,22 @@ def test_workers_are_recycled_as_many_at_a_time_as_batch_says(program: Rolling) 
             connection.close()
     assert holder in first
     program.wait_until(lambda: not set(program.workers()) & first, "all three are replaced")
+
+
+def test_a_worker_loads_nothing_for_itself(program: Rolling) -> None:
+    """Each would do it again, in memory of its own; `socket.getaddrinfo` loads a codec for a name that is text."""
+    program.deploy("""
+import socket, sys
+import hotrestart
+@hotrestart.restartable(workers=2)
+def main():
+    before = set(sys.modules)
+    hotrestart.listen("127.0.0.1:0")
+    with hotrestart.worker_loop() as loop:
+        report(loaded=sorted(set(sys.modules) - before))
+        loop.sleep()
+main()
+""")
+    program.start()
+    program.wait_report(count=2)
+    assert program.reports() == [{"loaded": []}] * 2
