@@ -42,8 +42,7 @@ class _Listener:
             bound = moved
         self.socket, self.fd = bound, bound.fileno()
         self.address, self.name, self.from_systemd = address, name, from_systemd
-        self.is_old = is_old or from_systemd
-        self.claimed = False
+        self.is_old, self.claimed = is_old or from_systemd, False
 
     def hand_out(self) -> socket.socket:
         self.claimed = True
