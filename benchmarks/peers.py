@@ -110,7 +110,7 @@ def _measure_and_write(arguments: argparse.Namespace) -> None:
     result["peers"] = found
     arguments.results.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": "servers", "pythons": [result]}
-    (arguments.results / "servers.json").write_text(json.dumps(_rounded(document), indent=1) + "\n")
+    (arguments.results / "servers.json").write_text(json.dumps(_rounded(document)) + "\n")
     text = markdown("servers", [result])
     machine = f"{result['date']}, {result['kernel']}, {result['machine']}, {result['cpus']} CPUs; "
     machine += ", ".join(sorted({each["version"] for each in found} - {""})) + ".\n\n"

@@ -12,14 +12,17 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+from hotrestart.testing import Traffic
 from tests.harness import PATIENCE, Program
 from tests.recipes import figures
 
 TESTS = Path(__file__).resolve().parent.parent
 FOLDERS = [TESTS / "apps", TESTS / "recipes" / "programs"]
+CLIENTS = 6  # of `restart_under_traffic`
 KINDS = {"workers": "(workers=2)", "in place": ""}
 
 
@@ -211,5 +214,23 @@ def reload_and_account(program: Program, port: int, app: str, kind: str, reloads
     figures.note(app, kind, reloads, len(load.answers), failed=len(load.failures), retried=len(load.retries))
     print(f"in {took:.1f} s, longest silence {load.longest_silence(began, began + took) * 1000:.0f} ms")
     load.check(reloads + 1)
+    assert program.stop() == 0, program.log()
+    assert "Traceback" not in program.log()
+
+
+def restart_under_traffic(
+    program: Program, port: int, app: str, kind: str, ask: Callable[[int], int], restarts: int
+) -> None:
+    """For what is not HTTP: `ask(number)` sends a request, and returns the version that has answered."""
+    deploy(program, app, 1, kind)
+    program.start("app.py", f"127.0.0.1:{port}").wait_ready()
+    with Traffic(ask, clients=CLIENTS) as traffic:
+        traffic.wait_for(1)
+        for version in range(2, restarts + 2):
+            deploy(program, app, version, kind)
+            assert program.restart().ok
+            traffic.wait_for(version)
+    figures.note(app, kind, restarts, len(traffic.answers), failed=len(traffic.failures))
+    traffic.check()
     assert program.stop() == 0, program.log()
     assert "Traceback" not in program.log()

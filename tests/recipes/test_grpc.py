@@ -7,11 +7,9 @@ from contextlib import closing
 
 import pytest
 
-from hotrestart.testing import Traffic
 from tests.conftest import need
 from tests.harness import PATIENCE, Program
-from tests.recipes import figures
-from tests.recipes.load import KINDS, deploy
+from tests.recipes.load import KINDS, restart_under_traffic
 
 # A call that comes between the server's decision to stop and its GOAWAY is cancelled: one in a thousand, under load.
 RETRIES = {
@@ -56,16 +54,5 @@ class Clients:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_call_fails(program: Program, port: int, kind: str, full: bool) -> None:
     need("grpc")
-    reloads = 50 if full else 6
-    deploy(program, "grpc_server", 1, kind)
-    program.start("app.py", f"127.0.0.1:{port}").wait_ready()
-    with closing(Clients(port)) as clients, Traffic(clients.ask, clients=6) as traffic:
-        traffic.wait_for(1)
-        for version in range(2, reloads + 2):
-            deploy(program, "grpc_server", version, kind)
-            assert program.restart().ok
-            traffic.wait_for(version)
-    figures.note("grpc_server", kind, reloads, len(traffic.answers), failed=len(traffic.failures))
-    traffic.check()
-    assert program.stop() == 0, program.log()
-    assert "Traceback" not in program.log()
+    with closing(Clients(port)) as clients:
+        restart_under_traffic(program, port, "grpc_server", kind, clients.ask, 50 if full else 6)

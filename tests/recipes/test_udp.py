@@ -8,12 +8,8 @@ from queue import SimpleQueue
 
 import pytest
 
-from hotrestart.testing import Traffic
 from tests.harness import PATIENCE, Program
-from tests.recipes import figures
-from tests.recipes.load import KINDS, deploy
-
-CLIENTS = 6
+from tests.recipes.load import CLIENTS, KINDS, restart_under_traffic
 
 
 class Clients:
@@ -54,16 +50,5 @@ def udp_port() -> int:
 @pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_datagram_is_answered_once(program: Program, udp_port: int, kind: str, full: bool) -> None:
-    reloads = 50 if full else 6
-    deploy(program, "udp_echo", 1, kind)
-    program.start("app.py", f"127.0.0.1:{udp_port}").wait_ready()
-    with closing(Clients(udp_port)) as clients, Traffic(clients.ask, clients=CLIENTS) as traffic:
-        traffic.wait_for(1)
-        for version in range(2, reloads + 2):
-            deploy(program, "udp_echo", version, kind)
-            assert program.restart().ok
-            traffic.wait_for(version)
-    figures.note("udp_echo", kind, reloads, len(traffic.answers), failed=len(traffic.failures))
-    traffic.check()
-    assert program.stop() == 0, program.log()
-    assert "Traceback" not in program.log()
+    with closing(Clients(udp_port)) as clients:
+        restart_under_traffic(program, udp_port, "udp_echo", kind, clients.ask, 50 if full else 6)
