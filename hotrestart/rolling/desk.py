@@ -14,7 +14,7 @@ from .. import log, reporting, systemd
 from ..control.listening import Listening
 from ..errors import AddressError, HotRestartError
 from ..pidfile import PidFile
-from .generation import NEVER
+from .generation import NEVER, READY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ class Desk:
         """See there; README says what is in it."""
         rollout, roster = self._supervisor.rollout, self._supervisor.roster
         how = "restarting" if rollout.coming else "serving"
-        how = "stopping" if rollout.is_stopping else how if rollout.current else "starting"
+        serves = any(each.process.state == READY and not each.process.is_server for each in roster.members.values())
+        how = "stopping" if rollout.is_stopping else how if rollout.current and serves else "starting"
         workers: list[dict[str, Any]] = []
         servers: list[dict[str, Any]] = []
         for member in roster.members.values():

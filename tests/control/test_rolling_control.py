@@ -171,6 +171,18 @@ def test_a_stop_during_a_restart_is_told(program: Rolling) -> None:
     assert program.wait_exit() == 0
 
 
+def test_a_program_whose_workers_all_die_does_not_serve(program: Rolling) -> None:
+    program.launch(service())
+    assert control.status(program.pid)["state"] == "serving"
+    program.deploy(service(2, "workers=2", first="hotrestart.ready(); wait_for('die'); os._exit(3)"))
+    program.hup()
+    program.wait_log("generation 2 serves")
+    (program.folder / "die").touch()
+    wait_state(program, state="starting", generation=2)
+    program.reload(service(3), expect=3)
+    wait_state(program, state="serving", generation=3)
+
+
 def test_nobody_but_the_supervisor_holds_the_connections(program: Rolling) -> None:
     program.launch(service())
     with Visitor(program.pid):
