@@ -238,10 +238,10 @@ class InPlace:
         return state.should_stop or self.main_has_returned
 
     def _end(self, why: state.Reason) -> None:
+        if why == "restart" and not state.should_stop:  # before: the main thread may be off as soon as it is told
+            self.announcer.note_stage("drain")
         state.end(why)
         self.sleeper.wake(for_good=True)
-        if state.reason == "restart":
-            self.announcer.note_stage("drain")
         if self._draining.acquire(False):
             try:
                 start_new_thread(self._drain, ())

@@ -96,6 +96,12 @@ def test_no_preflight_is_no_stage(program: Program) -> None:
     assert list(outcome.stages) == ["drain", "load", "ready"]
 
 
+def test_a_main_loop_that_is_quicker_than_whoever_has_told_it_has_drained_too(program: Program) -> None:
+    slow = "import hotrestart.state as s, time; end = s.end; s.end = lambda why: (end(why), time.sleep(0.5))"
+    launch(program, holding(1, "(preflight=False)", top=slow, job="loop.sleep(0.01)"))
+    assert list(restart(program.pid).stages) == ["drain", "load", "ready"]
+
+
 def test_a_refusal_names_the_exception_and_shows_where(program: Program) -> None:
     launch(program, worker(1))
     program.deploy(BROKEN)
