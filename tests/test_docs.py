@@ -143,15 +143,17 @@ async def handle(reader, writer):
 def servers() -> dict[str, str]:
     loop = block("loop.wait(listener, timeout=60)")
     accepting = block("serving.accept(listener, loop)")
+    plain = PLAIN.format(body=textwrap.indent(loop, "    "))
     return {
-        "plain": PLAIN.format(body=textwrap.indent(loop, "    ")),
+        "plain": plain,
+        "plain workers": plain.replace("preflight=False", "workers=4"),
         "accepting": ACCEPTING.format(body=textwrap.indent(accepting, "    ")),
         "http": HTTP.format(body=block("http.server.ThreadingHTTPServer")),
         "asyncio": ASYNCIO.format(body=block("serving.serve_streams(")),
     }
 
 
-@pytest.mark.parametrize("name", ["plain", "accepting", "http", "asyncio"])
+@pytest.mark.parametrize("name", ["plain", "plain workers", "accepting", "http", "asyncio"])
 def test_a_server_of_the_readme_refuses_nobody_while_it_restarts(program: Program, name: str) -> None:
     path = program.folder / "socket"
     program.deploy(servers()[name].replace('listen("127.0.0.1:8000")', f'listen("unix:{path}")'))
@@ -165,6 +167,7 @@ def test_a_server_of_the_readme_refuses_nobody_while_it_restarts(program: Progra
         pass
     program.term()
     assert program.wait_exit() == 0
+    assert "Traceback" not in program.log()
 
 
 def test_a_user_s_test_is_as_the_readme_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
