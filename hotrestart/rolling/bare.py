@@ -196,9 +196,6 @@ class _BareSupervisor(Supervisor):
         for each in serving["members"]:
             member = restored(Process.from_document(each["process"]), each)
             self.roster.adopt(member)
-            if member.process.is_server:
-                generation.server = member.process
-            else:
-                generation.workers.append(member.process)
+            generation.add(member.process)
         self.rollout.go_on_with(generation, serving["extra"])
         self._has_begun = True

@@ -18,7 +18,7 @@ _STEADY = 5.0  # seconds of serving that end a crash loop
 
 
 class Process:
-    """A fork server or a worker. `deadline` is when its state has lasted too long, `since` when it got ready.
+    """A fork server or a worker. `deadline` is when its state has lasted long enough, `since` when it got ready.
 
     `is_leaving`: it was told to end. `is_retiring`: it is to be replaced, and serves until then. `why`: what it is
     aborted for.
@@ -40,7 +40,6 @@ class Process:
         "is_leaving",
         "is_retiring",
         "is_server",
-        "retire_at",
         "since",
         "state",
         "why",
@@ -50,7 +49,6 @@ class Process:
         self.id, self.generation, self.is_server = number, generation, is_server
         self.state, self.since, self.deadline = STARTING, NEVER, NEVER
         self.is_leaving = self.is_retiring = False
-        self.retire_at: float = NEVER
         self.why: str = ""
 
     @classmethod
@@ -74,25 +72,56 @@ class Process:
 
 
 class Generation:
-    """One load of the program. `can_fork`: its code is loaded, so workers can be made of it."""
+    """One load of the program. `can_fork`: its code is loaded, so workers can be made of it. `due`: before
+    that, no deadline of its processes passes."""
 
     number: int
     options: Options
     failures: int
     not_before: float
+    due: float
 
-    __slots__ = ("can_fork", "failures", "not_before", "number", "options", "server", "workers")
+    __slots__ = ("_tally", "can_fork", "due", "failures", "not_before", "number", "options", "server", "workers")
 
     def __init__(self, number: int, options: Options) -> None:
         self.number, self.options = number, options
         self.server: Process | None = None
         self.workers: list[Process] = []
+        self._tally = dict.fromkeys((STARTING, READY, DRAINING, ABORTED, KILLED), 0)  # the workers in each state
         self.can_fork: bool = False
-        self.failures, self.not_before = 0, 0.0
+        self.failures, self.not_before, self.due = 0, 0.0, NEVER
+
+    def __contains__(self, process: Process) -> bool:
+        return process is self.server or process in self.workers
+
+    def add(self, process: Process) -> None:
+        """It is the fork server of this generation from here on, or one of its workers."""
+        self.due = min(self.due, process.deadline)
+        if process.is_server:
+            self.server = process
+        else:
+            self.workers.append(process)
+            self._tally[process.state] += 1
+
+    def remove(self, process: Process) -> None:
+        """There is no such process any more."""
+        if process.is_server:
+            self.server, self.can_fork = None, False
+        else:
+            self.workers.remove(process)
+            self._tally[process.state] -= 1
+
+    def move(self, process: Process, state: str, deadline: float = NEVER) -> None:
+        """One of its processes is in this state from here on, until `deadline` at the latest."""
+        if not process.is_server:
+            self._tally[process.state] -= 1
+            self._tally[state] += 1
+        process.state, process.deadline = state, deadline
+        self.due = min(self.due, deadline)
 
     def count(self, *states: str) -> int:
-        """How many workers are in one of these states."""
-        return sum(each.state in states for each in self.workers)
+        """How many workers are in one of these states; a look at the tally, for every event asks."""
+        return sum(map(self._tally.__getitem__, states))
 
     def processes(self) -> list[Process]:
         """All that there are."""
@@ -109,7 +138,9 @@ class Generation:
     @property
     def is_failing(self) -> bool:
         """One of its processes was aborted, and not for draining too long."""
-        return any(each.state in (ABORTED, KILLED) and not each.is_leaving for each in self.processes())
+        suspects = self.workers if self.count(ABORTED, KILLED) else []
+        server = [self.server] if self.server else []
+        return any(each.state in (ABORTED, KILLED) and not each.is_leaving for each in [*suspects, *server])
 
     def least_needed(self) -> list[Process]:
         """The workers that serve: those to be replaced first, then the oldest."""
@@ -118,8 +149,8 @@ class Generation:
 
     def retiring(self) -> int:
         """How many that serve are to be replaced."""
-        return sum(each.is_retiring for each in self.workers if each.state == READY)
+        return len([each for each in self.workers if each.is_retiring and each.state == READY])
 
     def leaving(self) -> int:
-        """How many have been told to end and have not yet."""
-        return sum(each.is_leaving for each in self.workers)
+        """How many are on their way out."""
+        return self.count(DRAINING, ABORTED, KILLED)

@@ -107,32 +107,34 @@ class Rollout(Plan):
     def ready(self, process: Process, now: float, options: Options | None = None) -> list[Action]:
         """A worker serves; a fork server has loaded the program, which has these options."""
         is_its_word = process.is_server == (options is not None)
-        if is_its_word and process.state == STARTING and process in self._processes():
-            process.state, process.since, process.deadline = READY, now, NEVER
-            generation = self.generations[process.generation]
+        generation = self._home_of(process)
+        if generation and is_its_word and process.state == STARTING:
+            age, jitter = generation.options.max_age, generation.options.jitter
+            limit = NEVER if age is None or process.is_server else age * (1 + jitter * self._share())
+            generation.move(process, READY, now + limit)
+            process.since = now
             if options is not None:
                 self._loaded(generation, options, now)
-            elif generation.options.max_age is not None:
-                process.retire_at = now + generation.options.max_age * (1 + generation.options.jitter * self._share())
         return self._settle(now)
 
     def ended(self, process: Process, reason: str, now: float, detail: str = "") -> list[Action]:
         """A process has ended, or could not be started."""
-        if process in self._processes():
+        if self._home_of(process):
             self._has_gone(process, reason, detail, now)
         return self._settle(now)
 
     def leaving(self, process: Process, reason: str, now: float, detail: str = "") -> list[Action]:
         """A worker's `main()` is over, though nobody has asked for it: the process has `grace` seconds to end."""
-        if process.is_alive and process in self._processes():
+        generation = self._home_of(process)
+        if generation and process.is_alive:
             self._is_lost(process, reason, detail, now)
-            process.is_leaving, process.state = True, DRAINING
-            process.deadline = now + self.generations[process.generation].options.grace
+            process.is_leaving = True
+            generation.move(process, DRAINING, now + generation.options.grace)
         return self._settle(now)
 
     def hung(self, process: Process, why: str, now: float) -> list[Action]:
         """A worker does not turn its loop any more."""
-        if process.state in (READY, DRAINING) and process in self._processes():
+        if process.state in (READY, DRAINING) and self._home_of(process):
             self._abort(process, why, now)
         return self._settle(now)
 
@@ -147,7 +149,7 @@ class Rollout(Plan):
 
     def deadline(self) -> float:
         """When `tick` is next wanted; infinity for never."""
-        times = [each.retire_at if each.state == READY else each.deadline for each in self._processes()]
+        times = [each.deadline for each in self._processes()]
         waits = [self._stage_began + self.generations[self.coming].options.soak] if self.stage == "soak" else []
         if self.current in self.generations:
             waits.append(self.generations[self.current].not_before)
@@ -179,12 +181,13 @@ class Rollout(Plan):
 
     def _expire(self, now: float) -> None:
         """Whose time is up goes one step down."""
-        for process in self._processes():
-            if process.state == READY and now >= process.retire_at:
-                process.is_retiring, process.retire_at = True, NEVER
+        overdue = [each for each in self.generations.values() if now >= each.due]
+        for process in [process for generation in overdue for process in generation.processes()]:
             if now < process.deadline:
                 continue
-            if process.state == KILLED:
+            if process.state == READY:
+                process.is_retiring, process.deadline = True, NEVER
+            elif process.state == KILLED:
                 self._has_gone(process, "it cannot be killed", "", now)
             elif process.state == ABORTED:
                 self._move(process, _KILL, now)
@@ -194,6 +197,8 @@ class Rollout(Plan):
                 self._abort(process, f"the new code did not {doing} within {limit:g} s", now)
             else:
                 self._abort(process, "", now)
+        for generation in overdue:
+            generation.due = min((each.deadline for each in generation.processes()), default=NEVER)
 
     def _advance(self, now: float) -> None:
         """From stage to stage."""
@@ -228,12 +233,14 @@ class Rollout(Plan):
         if generation.number == self.current:
             if generation.options.preload and generation.server is None and now >= generation.not_before:
                 self._start(generation, now, is_server=True)  # the old one has died; its workers go on
-            for process in generation.least_needed()[: max(0, generation.count(READY) - wanted)]:
+            surplus = generation.count(READY) - wanted
+            for process in generation.least_needed()[:surplus] if surplus > 0 else []:
                 self._drain(process, now)
             wanted += 0 if self.coming else min(generation.retiring(), max(0, (batch or 1) - generation.leaving()))
         missing = wanted - generation.count(STARTING, READY)
-        for process in [each for each in generation.workers if each.state == STARTING][::-1][: max(0, -missing)]:
-            self._drain(process, now)
+        if missing < 0:
+            for process in [each for each in generation.workers if each.state == STARTING][::-1][:-missing]:
+                self._drain(process, now)
         if generation.number == self.coming and batch:
             missing = min(missing, batch - generation.count(STARTING))
         missing = min(missing, self._room(generation)) if generation.can_fork and now >= generation.not_before else 0
@@ -245,9 +252,10 @@ class Rollout(Plan):
 
     def _wind_up(self, generation: Generation, now: float) -> None:
         """Drain everybody; the fork server goes last, for it knows how its workers end."""
-        for process in generation.workers:
-            if process.is_alive:
-                self._drain(process, now)
+        if generation.count(STARTING, READY):
+            for process in generation.workers:
+                if process.is_alive:
+                    self._drain(process, now)
         server = generation.server
         if server is not None and server.state == STARTING:
             self._move(server, _KILL, now)  # it has accepted nothing
@@ -270,11 +278,7 @@ class Rollout(Plan):
             self._enter("ready", now)
 
     def _has_gone(self, process: Process, reason: str, detail: str, now: float) -> None:
-        generation = self.generations[process.generation]
-        if process.is_server:
-            generation.server, generation.can_fork = None, False
-        else:
-            generation.workers.remove(process)
+        self.generations[process.generation].remove(process)
         if not process.is_leaving:
             self._is_lost(process, reason, detail, now)
 
@@ -288,16 +292,13 @@ class Rollout(Plan):
     def _start(self, generation: Generation, now: float, *, is_server: bool = False) -> None:
         self._last_id += 1
         process = Process(self._last_id, generation.number, is_server=is_server)
-        if is_server:
-            generation.server = process
-        else:
-            generation.workers.append(process)
+        generation.add(process)
         self._move(process, ("start", STARTING, generation.options.ready_timeout), now)
 
     def _become(self, generation: Generation, server: Process, now: float) -> None:
         """Without preload, what has loaded the program is its first worker."""
         generation.server, server.is_server = None, False
-        generation.workers.append(server)
+        generation.add(server)
         self._move(server, ("become", STARTING, generation.options.ready_timeout), now)
 
     def _drain(self, process: Process, now: float) -> None:
@@ -309,8 +310,8 @@ class Rollout(Plan):
         self._move(process, _ABORT, now)
 
     def _move(self, process: Process, step: tuple[str, str, float], now: float) -> None:
-        verb, process.state, seconds = step
-        process.deadline = now + seconds
+        verb, state, seconds = step
+        self.generations[process.generation].move(process, state, now + seconds)
         self._actions.append((verb, process))
 
     def _enter(self, stage: str, now: float) -> None:

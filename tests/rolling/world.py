@@ -12,7 +12,7 @@ from typing import Any
 
 from hotrestart.options import Options
 from hotrestart.outcome import Outcome
-from hotrestart.rolling.generation import Process
+from hotrestart.rolling.generation import ABORTED, DRAINING, KILLED, READY, STARTING, Process
 from hotrestart.rolling.rollout import Rollout
 
 NEVER = float("inf")
@@ -298,6 +298,7 @@ class World:
         self._check_the_stages()
         self._check_the_capacity(before, served, lost)
         self._check_the_time(quiet=event == "tick" and not actions)
+        self._check_the_books()
         self.is_sound = True
         return list(actions)
 
@@ -492,6 +493,13 @@ class World:
         both = min(sum(served) - lost - rolled_back, self.wanted(current))
         serving = self.serving(current) + self.serving(self.coming)
         assert serving >= both, f"{serving} serve, where {both} could"
+
+    def _check_the_books(self) -> None:
+        """What a generation counts as it goes is what counting anew gives."""
+        for generation in self.rollout.generations.values():
+            for state in (STARTING, READY, DRAINING, ABORTED, KILLED):
+                assert generation.count(state) == sum(each.state == state for each in generation.workers)
+            assert all(each.deadline >= generation.due for each in generation.processes())
 
     def _check_the_time(self, quiet: bool) -> None:
         """Whoever has to wait knows how long, and it is never a moment that has been dealt with."""
