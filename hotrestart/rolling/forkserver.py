@@ -9,6 +9,7 @@ be swallowed by the parent's, or kill it halfway.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from time import monotonic
@@ -53,8 +54,9 @@ def serve(lifeline: Lifeline, ties: Ties, options: Options, *, mask: list[int], 
 class _ForkServer:
     def __init__(self, lifeline: Lifeline, ties: Ties, options: Options, mask: list[int], stderr: int) -> None:
         self._lifeline, self._ties, self._options, self._stderr = lifeline, ties, options, stderr
-        self._workers: dict[int, Child] = {}
+        self._workers: dict[int, tuple[int, Child]] = {}  # by the descriptor that shows their end
         self._mask = mask
+        self._poll = select.poll()
         self._shrugging = signals.shrugging(MINE)
         self._is_ending = self._is_orphan = self._has_been_asked = False
 
@@ -73,10 +75,10 @@ class _ForkServer:
             options=self._options.as_document(),
         )
         _prepare_for_forks()
+        self._poll.register(self._lifeline.fileno(), select.POLLIN)
         while True:
-            self._wait()
-            for worker in list(self._workers):
-                self._report_if_ended(worker)
+            for fd in self._wait():
+                self._report_if_ended(fd)
             for message, _ in self._lifeline.receive():
                 self._has_been_asked = True
                 born = self._obey(message)
@@ -88,13 +90,12 @@ class _ForkServer:
                 self._lifeline.keep_to_the_end()
                 sys.exit(0)
 
-    def _wait(self) -> None:
-        import select
-
-        poll = select.poll()
-        for fd in (self._lifeline.fileno(), *[each.fileno() for each in self._workers.values()]):
-            poll.register(fd, select.POLLIN)
-        poll.poll(None if processes.has_pidfd() or not self._workers else 1000)
+    def _wait(self) -> list[int]:
+        """Sleep until somebody has something to tell; the workers that may have ended."""
+        if processes.has_pidfd():
+            return [fd for fd, _ in self._poll.poll() if fd in self._workers]
+        self._poll.poll(1000 if self._workers else None)
+        return list(self._workers)
 
     def _obey(self, message: dict[str, Any]) -> Worker | None:
         """Do what the supervisor says; in a new worker, the worker."""
@@ -124,13 +125,14 @@ class _ForkServer:
         if child is None:
             theirs.close()
             self._lifeline.close()
-            for each in self._workers.values():
+            for _, each in self._workers.values():
                 each.close()
             exits.forget_the_parents()
             take_callbacks_along()
             return self._born(Lifeline(ours), place)
         signals.restore_mask(self._mask)
-        self._workers[number] = child
+        self._workers[child.fileno()] = number, child
+        self._poll.register(child.fileno(), select.POLLIN)
         watch = [] if child.pidfd == -1 else [child.pidfd]
         self._tell("forked", theirs.fileno(), *watch, worker=number, pid=child.pid)
         theirs.close()
@@ -151,10 +153,12 @@ class _ForkServer:
         except LifelineError:
             self._is_orphan = True
 
-    def _report_if_ended(self, number: int) -> None:
-        status = self._workers[number].poll()
+    def _report_if_ended(self, fd: int) -> None:
+        number, child = self._workers[fd]
+        status = child.poll()
         if status is not None:
-            del self._workers[number]
+            del self._workers[fd]
+            self._poll.unregister(fd)
             self._tell("exited", worker=number, status=status, reason="")
 
     def _end_without_supervisor(self) -> NoReturn:
@@ -166,10 +170,10 @@ class _ForkServer:
             (signal.SIGABRT, _KNELL),
             (signal.SIGKILL, _KNELL),
         ):
-            for child in self._workers.values():
+            for _, child in self._workers.values():
                 child.send_signal(signum)
             deadline = monotonic() + seconds
-            for child in self._workers.values():
+            for _, child in self._workers.values():
                 child.wait(max(0.0, deadline - monotonic()))
         sys.exit(0)
 

@@ -324,6 +324,7 @@ def test_without_preload_each_worker_is_an_interpreter_of_its_own(program: Rolli
     assert len(program.reports(imported=True)) == 2
     with Traffic(program) as traffic:
         program.reload(service(2, options), expect=2)
+        program.wait_report(ready=True, version=2, count=2)  # a worker tells the supervisor first, and then us
         second = {int(str(each["pid"])) for each in program.reports(ready=True, version=2)}
         program.wait_until(lambda: set(program.servers()) == second, "the old ones end")
         program.wait_until(lambda: "2" in traffic.versions(), "the new code")

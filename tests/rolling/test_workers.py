@@ -114,6 +114,33 @@ def test_what_workers_print_arrives_whole_in_every_generation(program: Rolling) 
             assert program.log().count(f"{text} {version}\n") == 2
 
 
+def test_a_workers_traceback_is_written_in_one_piece(program: Rolling) -> None:
+    """Many may fail at the same moment, and write into one file."""
+    top = """
+class Stream:
+    def write(self, text):
+        told(written=text)
+    def flush(self):
+        pass
+"""
+    program.launch(service())
+    program.deploy(service(2, top=top, first="sys.stderr = Stream(); raise RuntimeError('at the same moment')"))
+    program.hup()
+    program.wait_log("generation 2 failed at stage ready")
+    program.wait_report(version=2, count=2)
+    for written in (str(each["written"]) for each in program.reports(version=2) if "written" in each):
+        assert written.startswith("Traceback")
+        assert written.endswith("at the same moment\n")
+
+
+def test_an_excepthook_of_the_programs_own_shows_what_a_worker_raises(program: Rolling) -> None:
+    hook = "sys.excepthook = lambda kind, error, trace: told(raised=repr(error))"
+    program.launch(service())
+    program.deploy(service(2, top=hook, first="raise RuntimeError('broken')"))
+    program.hup()
+    program.wait_report(version=2, raised="RuntimeError('broken')", count=2)
+
+
 def test_what_is_in_the_buffer_at_the_fork_is_printed_once(program: Rolling) -> None:
     program.launch(service(top="print('imported once')"))
     program.reload(service(2, top="print('imported twice')"), expect=2)
