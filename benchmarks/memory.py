@@ -32,6 +32,8 @@ HEAP = int(os.environ.get("BENCHMARK_HEAP", "100"))  # MB
 REQUESTS = 200  # before each measurement: what is written to when a worker works is not shared any more
 PATIENCE = 120.0  # seconds until a program that does not answer is given up
 
+OURS = {"ours": "batch=None", "ours, batch=1": "batch=1", "ours, preload=False, batch=1": "preload=False, batch=1"}
+
 _APP = """
 import os
 
@@ -61,7 +63,7 @@ class Quiet(WSGIRequestHandler):
     def log_message(self, *about):
         pass
 
-@hotrestart.restartable(workers={workers}, batch={batch})
+@hotrestart.restartable(workers={workers}, {options})
 def main():
     listener = hotrestart.listen("127.0.0.1:{port}")
     server = WSGIServer(("127.0.0.1", {port}), Quiet, bind_and_activate=False)
@@ -165,8 +167,7 @@ class Tree:
 
 
 def measure(runs: int) -> list[Comparison | Table]:
-    sides = {"ours": None, "ours, batch=1": 1}
-    order = [*sides, *([FLOOR] if importlib.util.find_spec("gunicorn") else [])]
+    order = [*OURS, *([FLOOR] if importlib.util.find_spec("gunicorn") else [])]
     found: dict[str, dict[str, list[float]]] = {}
     parts: dict[str, list[float]] = {}
     with installed_package() as package:
@@ -174,7 +175,7 @@ def measure(runs: int) -> list[Comparison | Table]:
             random.shuffle(order)
             for side in order:
                 with tempfile.TemporaryDirectory() as folder:
-                    for what, value in _measure(side, sides.get(side), Path(folder), package):
+                    for what, value in _measure(side, Path(folder), package):
                         if what.startswith("PSS of the tree"):
                             found.setdefault(what, {}).setdefault(side, []).append(value)
                         else:
@@ -183,34 +184,38 @@ def measure(runs: int) -> list[Comparison | Table]:
     comparisons: list[Comparison | Table] = []
     if FLOOR in order:
         for what, of in found.items():
-            comparisons.append(Comparison(what, "MB", {side: of[side] for side in (FLOOR, *sides)}))
+            comparisons.append(Comparison(what, "MB", {side: of[side] for side in (FLOOR, *OURS)}))
     else:
         rows += [(f"{side}: {what}", values) for what, of in found.items() for side, values in of.items()]
     title = f"What each process holds, in MB; {WORKERS} workers, {HEAP} MB of objects, the floor is gunicorn"
     table = Table(title, ["what", "median", "lowest", "highest"])
     for what, values in rows:
-        table.rows.append([what, *(round(each(values), 1) for each in (statistics.median, min, max))])
+        table.rows.append([what, *(round(each(values), 2) for each in (statistics.median, min, max))])
     return [*comparisons, table]
 
 
-def _measure(side: str, batch: int | None, folder: Path, package: Path) -> Iterator[tuple[str, float]]:
+def _measure(side: str, folder: Path, package: Path) -> Iterator[tuple[str, float]]:
     port = free_port()
     (folder / "app.py").write_text(_APP.format(heap=HEAP))
-    (folder / "ours.py").write_text(_OURS.format(workers=WORKERS, batch=batch, port=port))
+    (folder / "ours.py").write_text(_OURS.format(workers=WORKERS, options=OURS.get(side), port=port))
     if side == FLOOR:
         options = ["--preload", "-w", str(WORKERS), "-b", f"127.0.0.1:{port}", "--log-level", "error"]
         command = [sys.executable, "-m", "gunicorn", *options, "app:app"]
     else:
         command = [sys.executable, "ours.py"]
-    with Tree(folder, command, package, port, WORKERS + (1 if side == FLOOR else 2)) as tree:
+    one_more = 2 if "preload" not in OURS.get(side, "preload") else 1  # a fork server, besides who has them all
+    with Tree(folder, command, package, port, WORKERS + one_more) as tree:
         tree.settle()
         yield "PSS of the tree at first start", tree.pss()
         yield from _parts(side, tree, "at first start")
         for _ in range(RELOADS):
             tree.reload()
-        yield f"PSS of the tree after {RELOADS} reloads", tree.pss()
+        steady = tree.pss()
+        yield f"PSS of the tree after {RELOADS} reloads", steady
         yield from _parts(side, tree, f"after {RELOADS} reloads")
-        yield "PSS of the tree at the peak of a reload", tree.peak_of_a_reload()
+        peak = tree.peak_of_a_reload()
+        yield "PSS of the tree at the peak of a reload", peak
+        yield "the peak of a reload, as a multiple of the steady state", peak / steady
 
 
 def _parts(side: str, tree: Tree, when: str) -> Iterator[tuple[str, float]]:

@@ -10,13 +10,15 @@ from typing import Any
 from measure import Table
 
 from . import apps
+from .targets import targets
 
 Found = Mapping[str, Any]
 """One peer: name, missing, runs, slow, broken, as `peers.py` writes it to servers.json."""
 
 
 def all_tables(peers: Sequence[Found]) -> list[Table]:
-    return [_open(peers), _closed(peers), _memory(peers), _slow(peers), _broken(peers), _afterwards(peers)]
+    parts = (_open, _closed, _memory, _slow, _broken, _afterwards, targets)
+    return [part(peers) for part in parts]
 
 
 def _open(peers: Sequence[Found]) -> Table:

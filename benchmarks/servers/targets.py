@@ -1,0 +1,100 @@
+"""What we aim at for rolling restarts, and whether this run has reached it; if not, the cause."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from measure import Table
+
+from .peers import OURS
+
+Found = Mapping[str, Any]
+Row = list[Any]
+
+_ROLLING = f"{OURS}, rolling, "
+_FLOORS = {"uvicorn": "stop and start, socket held", "wsgiref": "exec in place by hand, wsgiref"}
+_FIRST_NEW, _STEADY_PSS, _PEAK_PSS, _SILENT = 1.25, 1.0, 1.3, 0.1
+
+_CORES = "the new generation is loaded on the cores that the workers and the clients share"
+_BOOT = "the fork server says that it has loaded, and a worker is forked, under the same load"
+_SUPERVISOR = "supervisor and fork server are two processes, so that new code cannot harm the first; gunicorn has one"
+_TWO_LOADED = "what the workers share is there twice for a while, and two workers share most of this small program; "
+_TWO_LOADED += "see memory.json for four workers, and for preload=False"
+
+
+def targets(peers: Sequence[Found]) -> Table:
+    """Medians of the runs; the worst of our servers is the one that counts."""
+    table = Table("Targets", ["target", "figure", "reached", "if not, why"])
+    measured = {each["name"]: each for each in peers if each.get("runs")}
+    rolling = {name: each for name, each in measured.items() if name.startswith(_ROLLING)}
+    if rolling:
+        for load in ("open", "closed"):
+            table.rows += [_nothing_is_lost(load, rolling), _nobody_is_silent(load, rolling)]
+        table.rows += _slow_imports_do_no_harm(rolling)
+        table.rows += [*_first_answers(measured), *_memory(measured)]
+    return table
+
+
+def _nothing_is_lost(load: str, rolling: Mapping[str, Found]) -> Row:
+    runs = [run[load] for each in rolling.values() for run in each["runs"]]
+    lost, retries = (sum(of) for of in zip(*((sum(run["lost"].values()), run["retries"]) for run in runs), strict=True))
+    figure = f"{lost} lost, {retries} retries in {sum(run['reloads'] for run in runs)} reloads"
+    return _row(f"rolling, {load} loop: nothing lost, no retry", figure, lost + retries == 0, "not known")
+
+
+def _nobody_is_silent(load: str, rolling: Mapping[str, Found]) -> Row:
+    def silences(each: Found) -> tuple[float, float]:
+        return _median(each, load, "silence"), _median(each, load, "steady_silence")
+
+    name, (restarting, steady) = _worst(rolling, silences, lambda pair: pair[0] / pair[1])
+    figure = f"{restarting:.3f} s, steady {steady:.3f} s ({name})"
+    target = f"rolling, {load} loop: longest silence not above the steady state's"
+    return _row(target, figure, restarting <= steady, _CORES)
+
+
+def _slow_imports_do_no_harm(rolling: Mapping[str, Found]) -> Iterator[Row]:
+    imported = {name: each["slow"] for name, each in rolling.items() if each.get("slow")}
+    for seconds in sorted({seconds for slow in imported.values() for seconds in slow}, key=float):
+        name, silence = _worst(imported, lambda slow, of=seconds: slow[of]["silence"], float)
+        lost = sum(sum(slow[seconds]["lost"].values()) for slow in imported.values())
+        limit = _SILENT * float(seconds)
+        target = f"rolling, import of {float(seconds):g} s: nothing lost, silent for less than {limit:g} s"
+        yield _row(target, f"{lost} lost, {silence:.2f} s ({name})", lost == 0 and silence < limit, _CORES)
+
+
+def _first_answers(measured: Mapping[str, Found]) -> Iterator[Row]:
+    for server, floor in _FLOORS.items():
+        if floor in measured and (_ROLLING + server) in measured:
+            ours, bare = (_median(measured[name], "open", "first_new") for name in (_ROLLING + server, floor))
+            target = f"rolling, {server}: trigger to first new answer at most {_FIRST_NEW:.2f} of: {floor}"
+            yield _row(target, f"{ours / bare:.2f} ({ours:.2f} s)", ours <= _FIRST_NEW * bare, _BOOT)
+
+
+def _memory(measured: Mapping[str, Found]) -> Iterator[Row]:
+    ours, preloaded, batched = f"{_ROLLING}wsgiref", "gunicorn --preload, HUP", f"{_ROLLING}uvicorn, batch=1"
+    if ours in measured and preloaded in measured:
+        share = _median(measured[ours], "memory", "steady") / _median(measured[preloaded], "memory", "steady")
+        target = f"rolling, wsgiref: steady PSS at most {_STEADY_PSS:.1f} of gunicorn --preload's"
+        yield _row(target, f"{share:.2f}", share <= _STEADY_PSS, _SUPERVISOR)
+    if batched in measured:
+        share = _median(measured[batched], "memory", "peak") / _median(measured[batched], "memory", "steady")
+        target = f"rolling, uvicorn, batch=1: peak PSS at most {_PEAK_PSS:.1f} of steady"
+        yield _row(target, f"{share:.2f}", share <= _PEAK_PSS, _TWO_LOADED)
+
+
+def _worst(of: Mapping[str, Any], figure: Callable[[Any], Any], size: Callable[[Any], float]) -> tuple[str, Any]:
+    """Whose figure is the biggest, and it."""
+    figures = {name.removeprefix(_ROLLING): figure(each) for name, each in of.items()}
+    name = max(figures, key=lambda each: size(figures[each]))
+    return name, figures[name]
+
+
+def _median(each: Found, part: str, name: str) -> float:
+    values: Iterable[Any] = (run[part][name] for run in each["runs"])
+    return statistics.median([value for value in values if value is not None] or [float("nan")])
+
+
+def _row(target: str, figure: str, is_reached: bool, why: str) -> Row:
+    return [target, figure, *(("reached", "") if is_reached else ("**not reached**", why))]
