@@ -198,7 +198,9 @@ def test_random_json_is_ignored(caplog: pytest.LogCaptureFixture, value: Any) ->
 
 @pytest.mark.parametrize("length", range(0, 60, 3))
 def test_a_document_that_is_cut_off_is_ignored(length: int, caplog: pytest.LogCaptureFixture) -> None:
-    whole = json.dumps({"format": inheritance.FORMAT, "pid": os.getpid(), "and": "something more to cut", "length": [0] * 9}).encode()
+    whole = json.dumps(
+        {"format": inheritance.FORMAT, "pid": os.getpid(), "and": "something more to cut", "length": [0] * 9}
+    ).encode()
     assert length < len(whole)
     fd, environ = raw(whole[:length])
     assert is_ignored(environ, caplog)
