@@ -20,10 +20,10 @@ FORMS = {"small": "small worker", "realistic": "worker with redis-py"}
 
 def measure(runs: int) -> list[Comparison | Table]:
     with installed_package() as package:
-        return [_compare(form, what, package, runs) for form, what in FORMS.items() if _can_run(form)]
+        return [_compare(form, what, package, runs) for form, what in FORMS.items() if can_run(form)]
 
 
-def _can_run(form: str) -> bool:
+def can_run(form: str) -> bool:
     return form != "realistic" or importlib.util.find_spec("redis") is not None
 
 

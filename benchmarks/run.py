@@ -10,7 +10,7 @@ from pathlib import Path
 
 from measure import RESULTS, clean_environment, markdown
 
-BENCHMARKS = ("inplace", "primitives", "restart_path", "memory")
+BENCHMARKS = ("inplace", "rolling", "primitives", "restart_path", "memory")
 
 _HEAD = """# Results
 

@@ -23,7 +23,7 @@ IMPORTS = {
     "realistic": "import json, logging, os, sys, time\nimport redis",
 }
 
-_JOBS = """
+JOBS = """
 jobs = open(sys.argv[1], "rb")
 is_first = True
 
@@ -104,14 +104,21 @@ def source(form: str, side: str, *, all_stamps: bool = False) -> str:
             "stamp_import": 'stamp(b"imported")',
             "stamp_end": 'stamp(b"loop-ended")',
         }
-    return IMPORTS[form] + "\n" + _JOBS + SIDES[side].format(**stamps)
+    return IMPORTS[form] + "\n" + JOBS + SIDES[side].format(**stamps)
 
 
 class Worker:
-    """A running worker. Between measurements it is stopped (SIGSTOP), so that it does not disturb the others."""
+    """A running worker. Between measurements it `rests`: it is stopped (SIGSTOP), and does not disturb the others."""
 
     def __init__(
-        self, folder: Path, package: Path, text: str, *, wrapper: tuple[str, ...] = (), flags: str = ""
+        self,
+        folder: Path,
+        package: Path,
+        text: str,
+        *,
+        wrapper: tuple[str, ...] = (),
+        flags: str = "",
+        rests: bool = True,
     ) -> None:
         folder.mkdir(parents=True)
         (folder / "app.py").write_text(text)
@@ -127,6 +134,7 @@ class Worker:
                 stderr=errors,
             )
         self.pid = self._process.pid
+        self._rests = rests
         self.read_until("first-job")
 
     def read_until(self, wanted: str) -> dict[str, int]:
@@ -143,21 +151,26 @@ class Worker:
 
     def restart(self) -> dict[str, int]:
         """Send HUP; the stamps up to the first job of the new generation, and "hup"."""
-        os.kill(self.pid, signal.SIGCONT)
+        if self._rests:
+            os.kill(self.pid, signal.SIGCONT)
         time.sleep(0.03)
         hup = time.monotonic_ns()
         os.kill(self.pid, signal.SIGHUP)
         stamps = {**self.read_until("first-job"), "hup": hup}
         time.sleep(0.01)
-        os.kill(self.pid, signal.SIGSTOP)
+        self._rest()
         return stamps
 
     def milliseconds_to_first_job(self) -> float:
         stamps = self.restart()
         return (stamps["first-job"] - stamps.get("flag", stamps["hup"])) / 1e6
 
+    def _rest(self) -> None:
+        if self._rests:
+            os.kill(self.pid, signal.SIGSTOP)
+
     def __enter__(self) -> Worker:
-        os.kill(self.pid, signal.SIGSTOP)
+        self._rest()
         return self
 
     def __exit__(self, *exc_info: object) -> None:

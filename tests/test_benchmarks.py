@@ -44,7 +44,7 @@ def check(document: dict, name: str) -> None:
     assert sys.prefix not in json.dumps(document)
 
 
-@pytest.mark.parametrize("name", ["inplace", "primitives", "restart_path", "memory"])
+@pytest.mark.parametrize("name", ["inplace", "rolling", "primitives", "restart_path", "memory"])
 def test_a_benchmark_prints_a_table_and_writes_its_numbers(name: str, tmp_path: Path) -> None:
     if name == "memory" and importlib.util.find_spec("gunicorn") is None:
         missing("gunicorn")

@@ -12,6 +12,7 @@ import sys
 
 from .. import command, inheritance, listeners, log, reexec, signals, state, titles
 from ..options import Options
+from .becoming import SIGNALS, become
 from .carried import as_document, descriptors, restored
 from .generation import Generation, Process
 from .home import Home
@@ -25,33 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-__all__ = ["SIGNALS", "become", "main"]
-
-SIGNALS = (*signals.FOR_SUPERVISORS, signal.SIGTERM, signal.SIGQUIT)
-"""What the supervisor acts on."""
-
-_CODE = (
-    "import os, sys; sys.path.append(sys.argv[1]); told = os.environ.pop('HOTRESTART'); "
-    "from hotrestart.rolling.bare import main; main(told)"
-)
-
-
-def become(document: dict[str, Any], keep: set[int], home: Home | None = None) -> NoReturn:
-    """Exec this process into the bare supervisor. Raises OSError, and everything is as before."""
-    home = home or Home.own()
-    argv = [home.python, "-I", "-S", "-B", "-c", _CODE, home.library, "supervisor of", *command.first.argv]
-    held = [int(number) for number in SIGNALS if number not in command.first.blocked]
-    listening = listeners.hand_over()
-    keep = {
-        *keep,
-        *document["ties"],
-        *document["desk"]["fds"],
-        *command.first.fds,
-        *[each["fd"] for each in listening],
-        *listeners.systemd_fds(),
-    }
-    common = {"role": "supervisor", "command": command.first.as_document(), "listeners": listening, "held": held}
-    reexec.exec_with(home.python, argv, {**common, **document}, keep)
+__all__ = ["main"]
 
 
 def main(told: str) -> NoReturn:

@@ -13,7 +13,7 @@ import os
 import sys
 
 from .. import bytecode, callbacks, command, exits, processes, reexec, role, signals, state, takeover
-from . import asking, bare, desk, forkserver
+from . import asking, forkserver
 from .forkserver import MINE, serve
 from .lifeline import Lifeline, pair
 from .ties import Ties
@@ -64,10 +64,12 @@ def _check() -> None:
 
 
 def _start_supervision(options: Options) -> Worker:
+    from . import becoming, desk
+
     reexec.flush_streams()
     prepared = desk.prepare(options)
     is_restart_due = signals.take_held()
-    mask = signals.block(bare.SIGNALS)
+    mask = signals.block(becoming.SIGNALS)
     ties = Ties()
     ours, theirs = pair()
     server: list[int] = []
@@ -86,7 +88,7 @@ def _start_supervision(options: Options) -> Worker:
         else:
             atexit._run_exitfuncs()  # nobody else has what was registered here: the fork server loads it all anew
             reexec.flush_streams()
-        bare.become({**_document(options, ties, server, is_restart_due), "desk": prepared}, {ours.fileno()})
+        becoming.become({**_document(options, ties, server, is_restart_due), "desk": prepared}, {ours.fileno()})
     except OSError:
         ours.close()  # a fork server that is there already learns it, and ends without having been
         theirs.close()

@@ -64,8 +64,6 @@ class _ForkServer:
         unleash()
         self._shrugging.__enter__()
         signals.restore_mask(self._mask)
-        titles.load()
-        titles.name("forkserver", state.generation)
         home = Home.own()
         self._lifeline.send(
             "hello",
@@ -74,6 +72,8 @@ class _ForkServer:
             home=home.as_document(),
             options=self._options.as_document(),
         )
+        titles.load()
+        titles.name("forkserver", state.generation)
         _prepare_for_forks()
         self._poll.register(self._lifeline.fileno(), select.POLLIN)
         while True:
@@ -179,7 +179,7 @@ class _ForkServer:
 
 
 def _prepare_for_forks() -> None:
-    """Once, before the first."""
+    """Once, before the first; the supervisor has been told already, and gets its answer ready meanwhile."""
     import gc
     import threading
 

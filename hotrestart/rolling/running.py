@@ -110,13 +110,13 @@ def run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
 
 def _become(options: Options, task: dict[str, Any]) -> NoReturn:
     from .. import reexec, signals
-    from . import bare, desk
+    from . import becoming, desk
     from .ties import Ties
 
     prepared = desk.prepare(options)
     reexec.flush_streams()
     is_restart_due = signals.take_held()
-    mask = signals.block(bare.SIGNALS)
+    mask = signals.block(becoming.SIGNALS)
     ties = Ties()
     document = {
         "options": options.as_document(),
@@ -130,7 +130,7 @@ def _become(options: Options, task: dict[str, Any]) -> NoReturn:
         "run": task,
     }
     try:
-        bare.become(document, set())
+        becoming.become(document, set())
     except OSError:
         ties.close()
         desk.withdraw(prepared)

@@ -469,3 +469,13 @@ main()
     program.start()
     program.wait_report(count=2)
     assert program.reports() == [{"loaded": []}] * 2
+
+
+def test_nothing_of_the_supervisor_is_loaded_on_the_way_of_new_code(program: Rolling) -> None:
+    """It would be as much again as all that a generation loads of this package."""
+    program.launch(service())
+    program.reload(service(2), expect=2)
+    program.wait_workers(2, version=2)
+    parts = "{each.rpartition('.')[2] for each in sys.modules if each.startswith('hotrestart.')}"
+    loaded = program.evaluate(f"sorted({{'supervisor', 'rollout', 'roster', 'desk', 'bare', 'random'}} & {parts})")
+    assert loaded == "[]"
