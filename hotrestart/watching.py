@@ -1,8 +1,8 @@
 """`python -m hotrestart watch`: for development, a restart whenever a source file changes.
 
 The program is restarted as ever: code that does not load is refused with its traceback, and the old code serves on
-until the next change. watchfiles notices changes at once, if it is installed; otherwise the files' times and sizes are
-looked at twice a second.
+until the next change. A program that has failed altogether is started again by the next change. watchfiles notices
+changes at once, if it is installed; otherwise the files' times and sizes are looked at twice a second.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="for development: restart a program whenever its files change",
         usage="%(prog)s [options] -- COMMAND [ARGUMENT...]",
         description="Start a program that uses hotrestart, and restart it whenever a file changes. New code that does "
-        "not load is shown, and the old code serves on.",
+        "not load is shown, and the old code serves on; a program that has failed is started again by the next change.",
         epilog="examples:\n  python3 -m hotrestart watch -- python3 app.py\n"
         "  python3 -m hotrestart watch --dir src --include '*.py' --include '*.toml' -- python3 -m app\n"
         "  python3 -m hotrestart watch -- python3 -m hotrestart run -- ./anything\n\n"
@@ -86,34 +86,89 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
         if not os.path.isdir(folder):
             refuse(f"--dir: there is no folder {folder!r}")
     try:
-        child = subprocess.Popen(argv)
+        program = _Program(argv)
     except OSError as error:
         refuse(f"{argv[0]!r} cannot be started: {error.strerror}")
-    signal.signal(signal.SIGTERM, lambda _number, _frame: child.terminate())
+    signal.signal(signal.SIGTERM, lambda _number, _frame: program.stop())
     try:
-        for files in _changes(folders, patterns, child):
-            _restart(child, files)
-        return _status_of(child)
+        for files in _changes(folders, patterns, program):
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            _say(f"{files[0]}{more} changed")
+            program.renew()
+        return program.exit_status()
     except KeyboardInterrupt:
-        _see_to_the_end_of(child)
+        program.see_to_its_end()
         raise
 
 
-def _restart(child: subprocess.Popen[bytes], files: list[str]) -> None:
-    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    print(f"hotrestart: {files[0]}{more} changed", file=sys.stderr)
-    try:
-        outcome = control.restart(child.pid, timeout=None)
-    except HotRestartError as error:
-        print(f"hotrestart: {error}", file=sys.stderr)
-        return
-    print(f"hotrestart: {outcome}", file=sys.stderr)  # the program itself has shown the traceback
+class _Program:
+    """What is watched over. Raises OSError if it cannot be started."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._argv, self._is_stopping, self._is_failure_told = argv, False, False
+        self._child = subprocess.Popen(argv)
+
+    def is_over(self) -> bool:
+        """It has ended, and not by a failure that the next change may mend."""
+        status = self._child.poll()
+        if status and not self._is_stopping and not self._is_failure_told:
+            self._is_failure_told = True
+            how = f"with status {status}" if status > 0 else f"by signal {-status}"
+            _say(f"the program has ended {how}; the next change starts it again")
+        return status == 0 or (status is not None and self._is_stopping)
+
+    def rest(self) -> None:
+        """Until it is time for another look, or until the program ends."""
+        try:
+            if self._child.wait(_EVERY):
+                sleep(_EVERY)
+        except subprocess.TimeoutExpired:
+            pass
+
+    def renew(self) -> None:
+        """Restart it; or start it, if it is not there any more."""
+        try:
+            if self._child.poll() is None:
+                _say(str(control.restart(self._child.pid, timeout=None)))  # the traceback it has shown itself
+            else:
+                self._is_failure_told = False
+                self._child = subprocess.Popen(self._argv)
+        except (HotRestartError, OSError) as error:
+            _say(str(error))
+
+    def stop(self) -> None:
+        """Gracefully, and for good."""
+        self._is_stopping = True
+        self._child.terminate()
+
+    def see_to_its_end(self) -> None:
+        """A terminal has sent INT to both of us, and a second one cuts the end short; anybody else, to us alone."""
+        try:
+            self._child.wait(_EVERY)
+            return
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            if control.status(self._child.pid)["state"] != "stopping":
+                self._child.terminate()
+        except HotRestartError:
+            self._child.terminate()
+        self._child.wait()
+
+    def exit_status(self) -> int:
+        """Once it is over; of a signal as a shell would say it."""
+        status = self._child.wait()
+        return status if status >= 0 else 128 - status
 
 
-def _changes(folders: list[str], patterns: list[str], child: subprocess.Popen[bytes]) -> Iterator[list[str]]:
-    """The files that have changed, each time that some have and it is calm again; until the program has ended."""
+def _say(text: str) -> None:
+    print(f"hotrestart: {text}", file=sys.stderr)
+
+
+def _changes(folders: list[str], patterns: list[str], program: _Program) -> Iterator[list[str]]:
+    """The files that have changed, each time that some have and it is calm again; until the program is over."""
     before = snapshot(folders, patterns)
-    for _ in _ticks(folders, child):
+    for _ in _ticks(folders, program):
         now = snapshot(folders, patterns)
         files = changed(before, now)
         if files:
@@ -128,45 +183,24 @@ def _changes(folders: list[str], patterns: list[str], child: subprocess.Popen[by
             before = now
 
 
-def _ticks(folders: list[str], child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Whenever it is time to look, as long as the program runs."""
+def _ticks(folders: list[str], program: _Program) -> Iterator[None]:
+    """Whenever it is time to look, as long as the program is not over."""
     try:
         watchfiles: Any = __import__("watchfiles")
     except ImportError:
-        while child.poll() is None:
-            try:
-                child.wait(_EVERY)
-            except subprocess.TimeoutExpired:
-                yield
-        return
+        while True:
+            program.rest()
+            if program.is_over():
+                return
+            yield
     milliseconds = int(_EVERY * 1000)
     knows_all = False  # it tells of what comes after it has begun
     for found in watchfiles.watch(*folders, watch_filter=None, rust_timeout=milliseconds, yield_on_timeout=True):
-        if child.poll() is not None:
+        if program.is_over():
             return
         if found or not knows_all:
             yield
         knows_all = True
-
-
-def _see_to_the_end_of(child: subprocess.Popen[bytes]) -> None:
-    """A terminal has sent INT to both of us, and a second one would cut the end short; anybody else, to us alone."""
-    try:
-        child.wait(_EVERY)
-        return
-    except subprocess.TimeoutExpired:
-        pass
-    try:
-        if control.status(child.pid)["state"] != "stopping":
-            child.terminate()
-    except HotRestartError:
-        child.terminate()
-    child.wait()
-
-
-def _status_of(child: subprocess.Popen[bytes]) -> int:
-    status = child.wait()
-    return status if status >= 0 else 128 - status
 
 
 def _is_passed_over(folder: str, name: str) -> bool:

@@ -149,10 +149,41 @@ def test_what_changes_before_watchfiles_has_begun_is_noticed(program: Program) -
     assert program.wait_exit() == 0
 
 
-def test_it_ends_with_the_status_of_the_program(program: Program) -> None:
+@pytest.mark.parametrize("noticed", ["by watchfiles", "by looking"])
+@pytest.mark.parametrize("broken", ["syntax error(", "import os; os.kill(os.getpid(), 9)"])
+def test_a_program_that_has_failed_is_started_again_by_the_next_change(
+    program: Program, broken: str, noticed: str
+) -> None:
+    if noticed == "by watchfiles":
+        need("watchfiles")
+    else:
+        program.deploy("raise ImportError", "watchfiles.py")
+    program.deploy(broken)
+    program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    program.wait_log("the next change starts it again")
+    program.deploy(broken + " # still")
+    program.wait_log("the next change starts it again", count=2)
+    program.deploy(SERVES.format(version=2, options=""))
+    program.wait_report(ready=2)
+    program.deploy(SERVES.format(version=3, options=""))
+    program.wait_report(ready=3)
+    assert len(program.reports(ready=2)) == 1
+    program.term()
+    assert program.wait_exit() == 0
+
+
+def test_a_stop_ends_it_also_while_it_waits_for_a_change(program: Program) -> None:
     program.deploy("import sys; sys.exit(7)")
     program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    program.wait_log("the next change starts it again")
+    program.term()
     assert program.wait_exit() == 7
+
+
+def test_it_ends_with_a_program_that_has_done_its_work(program: Program) -> None:
+    program.deploy("pass")
+    program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    assert program.wait_exit() == 0
 
 
 @pytest.mark.parametrize(
