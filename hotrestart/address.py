@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Address"]
+__all__ = ["Address", "identity"]
 
 
 class Address:
@@ -63,6 +63,11 @@ class Address:
             return f"unix:{self.host}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"udp:{host}:{self.port}" if self.kind == "udp" else f"{host}:{self.port}"
+
+
+def identity(address: str, name: str | None) -> tuple[str, str | None]:
+    """What makes a listener the same one when it is asked for again: a name tells apart those with port 0 only."""
+    return address, (name if address.endswith(":0") else None)
 
 
 def _split_host(text: str) -> tuple[str, str]:

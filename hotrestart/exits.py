@@ -63,7 +63,10 @@ def status_of(end: SystemExit) -> int:
     """The exit status that `sys.exit` has asked for; a text is printed, as CPython does it."""
     if end.code is None or isinstance(end.code, int):
         return end.code or 0
-    print(end.code, file=sys.stderr)
+    try:
+        print(end.code, file=sys.stderr)
+    except Exception:
+        pass  # there is no room, or nobody who reads it
     return 1
 
 

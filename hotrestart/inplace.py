@@ -126,7 +126,7 @@ class InPlace:
         if not self._is_prepared:
             self._is_prepared = True
             try:
-                for name in ("bytecode", "grace", "preflight", "reexec", *self.announcer.needs()):
+                for name in ("bytecode", "grace", "log", "preflight", "reexec", *self.announcer.needs()):
                     __import__(f"{__package__}.{name}")
             except Exception:
                 pass  # the files are gone already: whoever asks for a restart will be told

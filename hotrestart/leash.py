@@ -32,6 +32,10 @@ class Tether:
             from .fds import above_stdio
 
             read_end, write_end = (above_stdio(fd) for fd in os.pipe())
+            try:
+                os.fchmod(read_end, 0o444)  # a member that has become somebody else opens it anew too
+            except OSError:
+                pass  # not Linux, where it does not matter
         self.read_end, self.write_end = read_end, write_end
         for fd in (read_end, write_end):
             if fd != -1:
@@ -58,16 +62,15 @@ def leash(tether: Tether) -> bool:
     import signal
 
     global _own
-    unleash()
+    if not hasattr(fcntl, "F_SETSIG"):
+        return False
     try:
         own = os.open(f"/proc/self/fd/{tether.read_end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
-    if not hasattr(fcntl, "F_SETSIG"):
-        os.close(own)
-        return False
     from .fds import above_stdio
 
+    unleash()
     _own = above_stdio(own)
     fcntl.fcntl(_own, fcntl.F_SETSIG, signal.SIGTERM)
     fcntl.fcntl(_own, fcntl.F_SETOWN, os.getpid())

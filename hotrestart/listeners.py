@@ -15,7 +15,7 @@ import sys
 from _thread import allocate_lock
 
 from . import fds, log, systemd
-from .address import Address
+from .address import Address, identity
 from .errors import AddressError, OptionError
 
 TYPE_CHECKING = False
@@ -172,7 +172,7 @@ def _find(address: str, name: str | None) -> _Listener | None:
         if listener.from_systemd:
             if (name is not None and listener.name == name) or listener.address == address:
                 return listener
-        elif listener.address == address and (listener.name == name or not address.endswith(":0")):
+        elif identity(listener.address, listener.name) == identity(address, name):
             return listener
     return None
 

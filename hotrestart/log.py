@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from _thread import allocate_lock, get_ident
 
 from . import state
 
@@ -16,6 +17,9 @@ __all__ = ["dump_stacks_on_abort", "error", "info", "last_words", "pass_on", "st
 
 _straight = False
 _terminal = 0  # a descriptor of our own for the terminal that is standard error
+_writing = allocate_lock()  # held by a thread that has the locks of handlers and streams
+_writer = 0
+_forking: list[int] = []  # threads
 
 
 def info(message: str) -> None:
@@ -39,10 +43,38 @@ def _write(level: int, message: str, detail: str = "") -> None:
     if _straight:
         pass_on(f"hotrestart: {message} [pid {os.getpid()}, generation {state.generation}]{below}\n".encode())
         return
-    import logging
+    global _writer
+    is_alone = _writing.acquire(False)  # else a signal handler has interrupted it, or another thread is at it
+    try:
+        if is_alone:
+            _writer = get_ident()
+        import logging
 
-    where = (os.getpid(), state.generation)
-    logging.getLogger("hotrestart").log(level, "%s [pid %d, generation %d]%s", message, *where, below)
+        where = (os.getpid(), state.generation)
+        logging.getLogger("hotrestart").log(level, "%s [pid %d, generation %d]%s", message, *where, below)
+    finally:
+        if is_alone:
+            _writer = 0
+            _writing.release()
+
+
+def _before_fork() -> None:
+    """A fork in the midst of a line would leave the child with a stream that is locked for ever, and the thread that has
+    locked it may be one of ours, which the program has not asked for. So a fork waits; not for itself, nor for ever."""
+    if _writer != get_ident() and _writing.acquire(True, 1.0):
+        _forking.append(get_ident())
+
+
+def _after_fork() -> None:
+    if get_ident() in _forking:
+        _forking.remove(get_ident())
+        _writing.release()
+
+
+def _after_fork_in_child() -> None:
+    global _writing, _writer
+    _writing, _writer = allocate_lock(), 0
+    _forking.clear()
 
 
 def straight_to_stderr() -> None:
@@ -100,3 +132,7 @@ def last_words(message: str) -> None:
         os.write(2, f"hotrestart: {message} [pid {os.getpid()}]\n".encode(errors="replace"))
     except OSError:
         pass  # nobody can be told any more
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

@@ -237,7 +237,6 @@ def test_without_proc_it_says_so(monkeypatch: pytest.MonkeyPatch, tether: Tether
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-@pytest.mark.xfail(reason="a pipe cannot be opened anew by another user: no leash, and nobody is told")
 def test_a_program_that_drops_its_privileges_while_it_is_imported_is_leashed(tether: Tether, leashed: Leashed) -> None:
     """So its workers are forked with the rights of somebody to whom the supervisor's pipe does not belong."""
     leashed.do("unleash(); os.setgid(65534); os.setuid(65534); leash(tether)")

@@ -11,12 +11,14 @@ import signal
 import sys
 
 from .. import command, inheritance, listeners, log, reexec, signals, state, titles
+from ..address import identity
 from ..options import Options
 from .becoming import SIGNALS, become
 from .carried import as_document, descriptors, restored
 from .generation import Generation, Process
 from .home import Home
 from .members import Member
+from .rehearsal import Rehearsal
 from .rollout import Rollout
 from .supervisor import Supervisor
 from .ties import Ties
@@ -82,17 +84,20 @@ def _fill_standard_streams() -> None:
 
 class _BareSupervisor(Supervisor):
     """The supervisor of the program that this process was. When the program has moved to another interpreter or to
-    another version of this library, so does the supervisor, by an exec of its own as soon as nothing is under way."""
+    another version of this library, so does the supervisor, by an exec of its own as soon as nothing is under way, if
+    a rehearsal has gone well."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         number = document["generation"]
         options = Options(**document["options"])
         self._set_up(command.first, Rollout(options, generation=document["last"]), Ties.of(document["ties"]))
         self._home = self._next_home = Home.own()
+        self._rehearsal: Rehearsal | None = None
+        self._rehearsed: Home | None = None
         self._server: list[int] = document["server"]
         listeners.adopt(document["listeners"], claimed=True)
         for each in document["listeners"]:
-            self.roster.listening.asked.setdefault(number, set()).add((each["address"], each["name"]))
+            self.roster.listening.asked.setdefault(number, set()).add(identity(each["address"], each["name"]))
         self.desk.open(document["desk"])
         if document["serving"] is not None:
             self._go_on_with(document["serving"], number, options)
@@ -122,7 +127,11 @@ class _BareSupervisor(Supervisor):
         super().step()
         is_quiet = self.roster.is_quiet and self.desk.is_quiet
         if self._next_home != self._home and self.rollout.is_idle and is_quiet:
-            self._move()
+            if self._rehearsed == self._next_home:
+                self._move()
+            elif self._rehearsal is None:
+                self._rehearse(self._next_home)
+        self._rehearsed = None  # it says nothing of any later moment
 
     def _launch(self, process: Process) -> Member:
         """The first fork server has been forked already, as a rule."""
@@ -137,6 +146,25 @@ class _BareSupervisor(Supervisor):
         titles.name("supervisor", number)
         self.desk.adopt(self.rollout.generations[number].options)
         self._next_home = self.roster.home_of(number) or self._home
+
+    def _rehearse(self, home: Home) -> None:
+        def ended(well: bool) -> None:
+            if self._rehearsal is not None:
+                self.roster.reap_later(self._rehearsal.child)
+            self._rehearsal, self._rehearsed = None, home if well else None
+            if not well:
+                self._stay(home, "hotrestart cannot be loaded there")
+
+        try:
+            self._rehearsal = Rehearsal(home, self._selector, ended)
+        except OSError as error:
+            self._stay(home, f"it cannot be started: {error}")
+
+    def _stay(self, home: Home, why: str) -> None:
+        """Not again at once; after the next commit."""
+        if self._next_home == home:
+            self._next_home = self._home
+        log.error(f"the supervisor stays what it is: {home.python}: {why}")
 
     def _move(self) -> None:
         """Exec into the interpreter and the library that the program has now."""
@@ -160,8 +188,7 @@ class _BareSupervisor(Supervisor):
             }
             become(document, {fd for each in members for fd in descriptors(each)}, home)
         except OSError as error:
-            self._next_home = self._home  # not again at once; after the next commit
-            log.error(f"the supervisor stays what it is: {home.python} cannot be started: {error}")
+            self._stay(home, f"it cannot be started: {error}")
         finally:
             signals.restore_mask(mask)
 

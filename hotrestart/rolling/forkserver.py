@@ -63,7 +63,8 @@ class _ForkServer:
     def run(self) -> Worker:
         unleash()
         self._shrugging.__enter__()
-        signals.restore_mask(self._mask)
+        # Without preload this process becomes a worker, and a TERM that it gets before it has noticed is the worker's.
+        signals.restore_mask(self._mask if self._options.preload else [*self._mask, signal.SIGTERM])
         home = Home.own()
         self._lifeline.send(
             "hello",
@@ -102,7 +103,7 @@ class _ForkServer:
         if message["type"] == "fork":
             return self._fork(message["worker"], message["place"])
         if message["type"] == "become":
-            self._mask = signals.block(MINE)
+            signals.block(MINE)
             return self._born(self._lifeline, message["place"])
         if message["type"] == "serving" and takeover.is_relayed():
             os.dup2(self._stderr, 2)

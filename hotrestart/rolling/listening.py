@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from .. import listeners
+from ..address import Address, identity
 from .generation import NEVER
 from .lifeline import Lifeline
 
@@ -18,7 +19,7 @@ _LATE = 5.0  # seconds after the commit in which a generation may still ask for 
 
 
 class Listening:
-    """Which generation has asked for what: `asked` is `{generation: {(address, name)}}`. `look` is wanted at
+    """Which generation has asked for what: `asked` is `{generation: {identity(address, name)}}`. `look` is wanted at
     `deadline`."""
 
     deadline: float
@@ -34,7 +35,9 @@ class Listening:
         reply = Lifeline(socket.socket(fileno=reply_fd))
         address, name, owner = question["address"], question["name"], question["owner"]
         try:
-            if not may_make_files and address.startswith("unix:/") and (address, name) not in self._all():
+            wanted, asked = Address.parse(address), identity(address, name)
+            is_path = wanted.kind == "unix" and not wanted.host.startswith("@")
+            if is_path and not may_make_files and asked not in self._all():
                 raise PermissionError(1, "ask for a path before dropping privileges")
             with listeners.listen_at(
                 address,
@@ -45,7 +48,7 @@ class Listening:
                 mode=question["mode"],
                 owner=tuple(owner) if owner is not None else None,
             ) as listener:
-                self.asked.setdefault(generation, set()).add((address, name))
+                self.asked.setdefault(generation, set()).add(asked)
                 reply.post("listening", listener.fileno())
         except Exception as error:  # whatever it is, it is the problem of who has asked
             reply.post(

@@ -85,7 +85,7 @@ class Roster:
             member.relay.close()
         if member.child is not None:
             self._unregister(member.watched)
-            self._reap_later(member.child)
+            self.reap_later(member.child)
         if member.place != -1:
             self._places.add(member.place)
 
@@ -267,7 +267,7 @@ class Roster:
             if key.events != events:
                 self._selector.modify(member.lifeline, events, key.data)
 
-    def _reap_later(self, child: Child) -> None:
+    def reap_later(self, child: Child) -> None:
         """A child of ours that nobody cares about any more shall not stay as a zombie."""
         if child.poll() is not None or isinstance(child, Grandchild) or not child.can_be_watched:
             child.close()

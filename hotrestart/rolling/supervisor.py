@@ -247,6 +247,9 @@ class Supervisor:
     def _do_abort(self, member: Member) -> None:
         log.warning(f"{member}: {member.process.why or 'it does not end'}; aborting it")
         member.send_signals(signal.SIGABRT, signal.SIGCONT)
+        server = self.rollout.generations[member.process.generation].server
+        if member.child is None and server is not None:  # it was never forked
+            self._happened("hung", server, "it does not fork")
 
     def _do_kill(self, member: Member) -> None:
         member.send_signals(signal.SIGKILL)

@@ -135,10 +135,13 @@ class Worker:
             from traceback import format_exception
 
             lines = format_exception(type(error), error, error.__traceback__)
-            if sys.excepthook is sys.__excepthook__ and sys.stderr is not None:
-                sys.stderr.write("".join(lines))  # in one piece: the other workers may fail at the same moment
-            else:
-                sys.excepthook(type(error), error, error.__traceback__)
+            try:
+                if sys.excepthook is sys.__excepthook__ and sys.stderr is not None:
+                    sys.stderr.write("".join(lines))  # in one piece: the other workers may fail at the same moment
+                else:
+                    sys.excepthook(type(error), error, error.__traceback__)
+            except Exception:
+                pass  # there is no room, or nobody who reads it: the supervisor is told all the same
             status, reason, detail = 1, lines[-1].strip(), "".join(lines)
         if not self._is_draining:
             self._tell("failed", reason=reason[:500], detail=detail[-_LONGEST_DETAIL:])

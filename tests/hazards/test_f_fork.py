@@ -53,6 +53,40 @@ report(codes=sorted(codes))
     assert program.reports() == [{"codes": [0]}]
 
 
+def test_h41_a_line_of_ours_that_is_being_written_at_the_fork_does_not_block_the_child(program: Program) -> None:
+    """By the thread of a restart that is refused; nobody renews the lock of a stream after a fork."""
+    source = """
+import logging, os, threading, time, warnings, hotrestart
+warnings.simplefilter("ignore")
+stream, begun = threading.Lock(), threading.Event()
+class Slow(logging.Handler):
+    def emit(self, record):
+        if record.levelno >= logging.ERROR:
+            with stream:
+                begun.set()
+                time.sleep(0.5)
+logging.getLogger().addHandler(Slow())
+@hotrestart.restartable
+def main():
+    with hotrestart.worker_loop() as loop:
+        report(ready=True)
+        begun.wait()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if stream.acquire(timeout=20) else 1)
+        report(code=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        loop.sleep()
+main()
+"""
+    program.deploy(source)
+    program.start()
+    program.wait_report(ready=True)
+    program.deploy("1 / 0")
+    program.hup()
+    assert program.wait_report(code=0)
+    assert program.stop() == 0
+
+
 HOST = (
     WAIT_FOR
     + """

@@ -22,7 +22,7 @@ from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, serv
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 MARK = """
-if sys.flags.isolated:
+if "supervisor of" in sys.argv:
     import hotrestart
     os.write(2, f"this supervisor is of {hotrestart.__version__}\\n".encode())
     while os.path.exists("wait"):
@@ -249,7 +249,7 @@ def test_an_exec_that_fails_leaves_a_supervisor_that_works(
         with Traffic(program):
             (program.folder / "gate").touch()
             assert answer_on(connection)[0] == "hold"
-            program.wait_log("is gone: starting again" if how == "deleted" else "the supervisor stays what it is")
+            program.wait_log("the supervisor stays what it is")
             workers = program.wait_workers(2, version=2)
     victim = workers.pop()
     program.kill(victim)
@@ -278,6 +278,36 @@ def test_after_an_exec_that_failed_the_next_generation_is_followed(program: Roll
     switch(python, str(virtualenvs.files["new"]))
     program.reload(service(3), expect=3)
     virtualenvs.wait_moved("new", timeout=10)
+
+
+@pytest.mark.parametrize("how", ["is not there", "does not load", "ends the process"])
+def test_a_supervisor_whose_new_library_does_not_load_stays_where_it_is(
+    program: Rolling, libraries: Libraries, how: str
+) -> None:
+    """A deploy takes it away again, or has not finished, while the supervisor waits for an old job."""
+    libraries.launch()
+    with program.connect("hold gate") as connection:
+        program.wait_report(job="hold gate")
+        libraries.use("2.0")
+        program.reload(service(2), expect=2)
+        package = program.folder / "2.0/hotrestart"
+        if how == "is not there":
+            package.rename(package.with_name("away"))
+        else:
+            with (package / "rolling/bare.py").open("a") as file:
+                file.write("1 / 0" if how == "does not load" else "os._exit(0)")
+        with Traffic(program):
+            (program.folder / "gate").touch()
+            assert answer_on(connection)[0] == "hold"
+            program.wait_log("the supervisor stays what it is")
+            program.wait_workers(2, version=2)
+        if how == "is not there":
+            package.with_name("away").rename(package)
+    assert libraries.supervisors() == ["1.0"]
+    program.reload(service(3), expect=3)
+    program.wait_workers(2, version=3)
+    if how == "is not there":
+        libraries.wait_moved(2)
 
 
 # -- another version of the library --------------------------------------------------------------------------------

@@ -153,6 +153,24 @@ def test_who_asks_after_the_commit_keeps_it(listening: Listening, ask: Any) -> N
     assert answers_on(port)
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "web"), ("web", None), ("web", "api")])
+def test_a_name_that_changes_closes_nothing_that_is_wanted(
+    listening: Listening, ask: Any, before: str | None, after: str | None
+) -> None:
+    """The address is the same, and so is the listener."""
+    free = ask(1, "127.0.0.1:0")
+    address = f"127.0.0.1:{free.port}"
+    free.close()
+    listening.commit(2, now=0.0)
+    listening.look(listening.deadline)
+    port = ask(2, address, name=before).port
+    assert ask(3, address, name=after).port == port
+    listening.commit(3, now=0.0)
+    listening.look(1e9)
+    assert answers_on(port)
+    assert ask(4, address, name=after).port == port
+
+
 def test_without_anything_to_close_there_is_no_deadline(listening: Listening, ask: Any) -> None:
     assert listening.deadline == NEVER
     ask(2, "127.0.0.1:0")
@@ -249,6 +267,23 @@ def test_options_that_cannot_work(ask: Any, tmp_path: Path, question: dict[str, 
 @pytest.mark.parametrize("owner", [[-5, 0], [2**40, 0], [0, 2**80]], ids=str)
 def test_an_owner_that_cannot_be(ask: Any, tmp_path: Path, owner: list[int]) -> None:
     assert ask(1, f"unix:{tmp_path / 'socket'}", owner=owner).kind == "refused"
+
+
+@pytest.mark.parametrize("form", ["unix:{}/a.sock", "unix:../{}/a.sock", "unix:a.sock", "unix:./a.sock"])
+def test_for_who_has_dropped_its_privileges_no_path_is_made(
+    listening: Listening, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    address = form.format(tmp_path if "unix:{}" in form else "here")
+    ours, theirs = pair()
+    question = {"address": address, "resolved": None, "name": None, "backlog": 5, "reuse_port": False}
+    listening.answer(1, {**question, "mode": 0o666, "owner": None}, theirs.detach(), may_make_files=False)
+    end = Lifeline(ours)
+    ((message, rights),) = end.receive()
+    end.close()
+    assert (message["type"], message["errno"], rights) == ("refused", errno.EPERM, [])
+    assert not list(tmp_path.rglob("*.sock"))
 
 
 def test_a_path_with_a_nul(ask: Any) -> None:

@@ -333,6 +333,30 @@ def test_without_preload_each_worker_is_an_interpreter_of_its_own(program: Rolli
     program.wait_report(ready=True, version=2, count=3)
 
 
+def test_a_stop_that_comes_right_before_a_process_becomes_a_worker_is_heard(program: Rolling) -> None:
+    """It has said that it has loaded the program, and is busy; the supervisor has made it a worker meanwhile."""
+    busy = "import gc; gc.collect = lambda *_: (told(busy=True), time.sleep(1.0))"
+    program.deploy(service(1, "workers=1, preload=False, grace=10", top=busy))
+    program.start()
+    program.wait_report(busy=True)
+    program.term()
+    assert program.wait_exit() == 0
+    assert "aborting" not in program.log()
+
+
+def test_a_fork_server_that_does_not_fork_is_replaced(program: Rolling) -> None:
+    program.launch(service(1, "workers=2, ready_timeout=2"))
+    (server,) = program.servers()
+    victim, other = program.wait_workers(2)
+    os.kill(server, signal.SIGSTOP)
+    program.kill(victim)
+    program.wait_report(ready=True, count=3)
+    assert is_running(other)
+    assert "it does not fork" in program.log()
+    assert server not in program.servers()
+    assert program.stop() == 0
+
+
 def test_a_program_changes_between_preload_and_none(program: Rolling) -> None:
     program.launch(service())
     program.reload(service(2, "workers=2, preload=False"), expect=2)

@@ -133,6 +133,16 @@ class Stream:
         assert written.endswith("at the same moment\n")
 
 
+@pytest.mark.parametrize(
+    "end", ["raise RuntimeError('for a reason')", "sys.exit('for a reason')"], ids=["raises", "exits"]
+)
+def test_why_a_worker_fails_is_told_also_when_it_cannot_be_written(program: Rolling, end: str) -> None:
+    program.launch(service())
+    program.deploy(service(2, first=f"sys.stderr = open('/dev/full', 'w', buffering=1); {end}"))
+    program.hup()
+    assert "for a reason" in program.wait_log("generation 2 failed at stage ready").splitlines()[-1]
+
+
 def test_an_excepthook_of_the_programs_own_shows_what_a_worker_raises(program: Rolling) -> None:
     hook = "sys.excepthook = lambda kind, error, trace: told(raised=repr(error))"
     program.launch(service())
