@@ -87,7 +87,7 @@ class Generation:
         self.number, self.options = number, options
         self.server: Process | None = None
         self.workers: list[Process] = []
-        self._tally = dict.fromkeys((STARTING, READY, DRAINING, ABORTED, KILLED), 0)  # the workers in each state
+        self._tally: dict[str, int] = dict.fromkeys((STARTING, READY, DRAINING, ABORTED, KILLED), 0)  # of the workers
         self.can_fork: bool = False
         self.failures, self.not_before, self.due = 0, 0.0, NEVER
 
