@@ -31,25 +31,23 @@ __all__ = ["adopt", "hand_over", "listen", "listen_at"]
 class _Listener:
     """One bound socket: our own descriptor of it, and what it was asked for as."""
 
-    __slots__ = ("address", "claimed", "fd", "from_systemd", "is_old", "name", "socket")
+    __slots__ = ("address", "claimed", "fd", "is_old", "name", "socket")
 
-    def __init__(
-        self, bound: socket.socket, address: str, name: str | None, *, is_old: bool = False, from_systemd: bool = False
-    ) -> None:
+    def __init__(self, bound: socket.socket, address: str, name: str | None, *, is_old: bool = False) -> None:
         if bound.fileno() < 3:
             moved = socket.socket(fileno=fds.above_stdio(bound.detach()))
             moved.setblocking(False)
             bound = moved
         self.socket, self.fd = bound, bound.fileno()
-        self.address, self.name, self.from_systemd = address, name, from_systemd
-        self.is_old, self.claimed = is_old or from_systemd, False
+        self.address, self.name, self.is_old, self.claimed = address, name, is_old, False
 
     def hand_out(self) -> socket.socket:
         self.claimed = True
         return self.socket.dup()  # keeps timeout, family and close-on-exec
 
 
-_listeners: list[_Listener] = []
+_bound: dict[tuple[str, str | None], _Listener] = {}  # by identity
+_from_systemd: list[_Listener] = []
 _lock = allocate_lock()
 _asked_systemd = False
 _shared = False  # with the generation before, which serves
@@ -101,11 +99,9 @@ def listen_at(
         if found is None and elsewhere is not None:
             resolved = None if wanted.kind == "unix" else _resolve(wanted)
             bound = _adopted(elsewhere(str(wanted), resolved, name=name, **how))
-            found = _Listener(bound, str(wanted), name, is_old=_shared)
-            _listeners.append(found)
+            found = _keep(_Listener(bound, str(wanted), name, is_old=_shared))
         if found is None:
-            found = _Listener(_bind(wanted, where, how), str(wanted), name)
-            _listeners.append(found)
+            found = _keep(_Listener(_bind(wanted, where, how), str(wanted), name))
         if found.socket.type == socket.SOCK_STREAM and not (_shared and found.is_old):
             found.socket.listen(how["backlog"])  # again, to raise the backlog of an inherited one
         return found.hand_out()
@@ -114,8 +110,8 @@ def listen_at(
 def hand_over() -> list[dict[str, Any]]:
     """What the next generation gets: every listener this generation asked for, and all of systemd's."""
     handed_over: list[dict[str, Any]] = []
-    for each in _listeners:
-        if each.claimed and not each.from_systemd:
+    for each in _bound.values():
+        if each.claimed:
             try:
                 inode = os.fstat(each.fd).st_ino
             except OSError:
@@ -128,15 +124,14 @@ def hand_over() -> list[dict[str, Any]]:
 def let_go(address: str, name: str | None) -> None:
     """Close what was handed out for this; who has a duplicate keeps it. What systemd has passed stays."""
     with _lock:
-        found = _find(address, name)
-        if found is not None and not found.from_systemd:
-            _listeners.remove(found)
+        found = _bound.pop(identity(address, name), None)
+        if found is not None:
             found.socket.close()
 
 
 def systemd_fds() -> list[int]:
     """The descriptors that systemd passed: they go through a restart under their numbers, claimed or not."""
-    return [listener.fd for listener in _listeners if listener.from_systemd]
+    return [each.fd for each in _from_systemd]
 
 
 def adopt(documents: list[dict[str, Any]], *, shared: bool = False, claimed: bool = False) -> None:
@@ -153,8 +148,7 @@ def adopt(documents: list[dict[str, Any]], *, shared: bool = False, claimed: boo
             if os.fstat(fd).st_ino != document["inode"]:
                 raise OSError("it is another file by now")
             adopted = _Listener(_adopted(fd), document["address"], document["name"], is_old=True)
-            adopted.claimed = claimed
-            _listeners.append(adopted)
+            _keep(adopted).claimed = claimed
         except OSError as error:
             log.warning(f"listener {document['address']} is not inherited: descriptor {fd}: {error}")
 
@@ -162,19 +156,22 @@ def adopt(documents: list[dict[str, Any]], *, shared: bool = False, claimed: boo
 def forget() -> None:
     """Close everything this module holds: for tests, and for a child that shall not hold it."""
     global _asked_systemd
-    while _listeners:
-        _listeners.pop().socket.close()
+    for each in (*_bound.values(), *_from_systemd):
+        each.socket.close()
+    _bound.clear()
+    _from_systemd.clear()
     _asked_systemd = False
 
 
 def _find(address: str, name: str | None) -> _Listener | None:
-    for listener in _listeners:
-        if listener.from_systemd:
-            if (name is not None and listener.name == name) or listener.address == address:
-                return listener
-        elif identity(listener.address, listener.name) == identity(address, name):
-            return listener
-    return None
+    for each in _from_systemd:
+        if (name is not None and each.name == name) or each.address == address:
+            return each
+    return _bound.get(identity(address, name))
+
+
+def _keep(listener: _Listener) -> _Listener:
+    return _bound.setdefault(identity(listener.address, listener.name), listener)
 
 
 def _check_options(name: str | None, backlog: int, mode: int | None, owner: tuple[int, int] | None) -> None:
@@ -202,7 +199,7 @@ def _take_from_systemd() -> None:
             if not stat.S_ISSOCK(os.fstat(fd).st_mode):
                 continue  # a FIFO or a device: systemd passes those too, and they are not ours
             adopted = _adopted(fd)
-            _listeners.append(_Listener(adopted, _address_of(adopted), name, from_systemd=True))
+            _from_systemd.append(_Listener(adopted, _address_of(adopted), name, is_old=True))
         except OSError as error:
             log.warning(f"LISTEN_FDS names descriptor {fd} ({name}), which is left out: {error}")
 

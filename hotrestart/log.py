@@ -59,8 +59,8 @@ def _write(level: int, message: str, detail: str = "") -> None:
 
 
 def _before_fork() -> None:
-    """A fork in the midst of a line would leave the child with a stream that is locked for ever, and the thread that has
-    locked it may be one of ours, which the program has not asked for. So a fork waits; not for itself, nor for ever."""
+    """A fork in the midst of a line would leave the child with a stream that is locked for ever, and the thread that
+    has locked it may be ours, which the program has not asked for. So a fork waits; not for itself, nor for ever."""
     if _writer != get_ident() and _writing.acquire(True, 1.0):
         _forking.append(get_ident())
 

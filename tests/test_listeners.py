@@ -500,7 +500,7 @@ def test_what_is_not_the_listener_it_says_is_left_out_with_a_warning_and_left_op
             ]
         )
         assert len(caplog.records) == 4
-        assert listeners._listeners == []
+        assert not listeners._bound
         assert os.fstat(file)
         assert os.fstat(plain.fileno())
     finally:
@@ -515,7 +515,7 @@ def test_another_listener_that_has_the_number_by_now_is_left_out(caplog: pytest.
         inode = os.fstat(other.fileno()).st_ino
         listeners.adopt([{"fd": other.fileno(), "inode": inode + 1, "address": "127.0.0.1:0", "name": None}])
         assert "another file" in caplog.text
-        assert listeners._listeners == []
+        assert not listeners._bound
         assert os.fstat(other.fileno())
 
 
@@ -523,8 +523,9 @@ def test_a_listener_whose_descriptor_somebody_has_closed_is_left_out_with_a_warn
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     listen("127.0.0.1:0").close()
-    listeners._listeners[0].socket.detach()
-    os.close(listeners._listeners[0].fd)
+    (kept,) = listeners._bound.values()
+    kept.socket.detach()
+    os.close(kept.fd)
     assert listeners.hand_over() == []
     assert "closed descriptor" in caplog.text
 

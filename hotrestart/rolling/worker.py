@@ -168,10 +168,9 @@ class Worker:
 
 
 def _with_jitter(options: Options) -> int:
-    """Not all workers shall be replaced at the same time."""
-    from random import SystemRandom
-
-    return round((options.max_jobs or 0) * (1 + options.jitter * SystemRandom().random()))
+    """Not all workers shall be replaced at the same time. (To load the module random would take longer than a fork.)"""
+    share = int.from_bytes(os.urandom(4), "big") / 2**32
+    return round((options.max_jobs or 0) * (1 + options.jitter * share))
 
 
 async def _wind_up_asyncio() -> None:

@@ -465,14 +465,15 @@ def test_workers_are_recycled_as_many_at_a_time_as_batch_says(program: Rolling) 
 def test_a_worker_loads_nothing_for_itself(program: Rolling) -> None:
     """Each would do it again, in memory of its own; `socket.getaddrinfo` loads a codec for a name that is text."""
     program.deploy("""
-import socket, sys
+import os, socket, sys
 import hotrestart
-@hotrestart.restartable(workers=2)
+loaded = set()
+os.register_at_fork(after_in_child=lambda: loaded.update(sys.modules))
+@hotrestart.restartable(workers=2, max_jobs=100)
 def main():
-    before = set(sys.modules)
     hotrestart.listen("127.0.0.1:0")
     with hotrestart.worker_loop() as loop:
-        report(loaded=sorted(set(sys.modules) - before))
+        report(loaded=sorted(set(sys.modules) - loaded))
         loop.sleep()
 main()
 """)
