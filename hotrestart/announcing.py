@@ -187,6 +187,7 @@ class Announcer:
 
     def resume(self) -> None:
         """The exec has failed, and this generation goes on."""
+        self.note_stage("")
         if self._server is not None:
             self._server.resume()
 
@@ -255,7 +256,7 @@ class Announcer:
     def _take_pidfile(self) -> None:
         if self._options.pidfile is None and "pidfile" not in self._left:
             return
-        from .pidfile import PidFile
+        from .pidfile import PidFile, held
 
         document, wanted = self._left.get("pidfile"), self._options.pidfile
         before = PidFile.of(document) if document else None
@@ -264,7 +265,8 @@ class Announcer:
         else:
             if before is not None:
                 before.remove()
-            self._pidfile = PidFile.take(wanted) if wanted is not None else None
+            already = [each for each in held if wanted is not None and each.path == os.path.abspath(wanted)]
+            self._pidfile = already[0] if already else PidFile.take(wanted) if wanted is not None else None
         import atexit
 
         atexit.register(self._remove_pidfile_at_exit)

@@ -43,7 +43,8 @@ def watch(program: InPlace, seconds: float, grace: float) -> None:
     program.abandon()
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
         os.kill(os.getpid(), number)  # the first may still have a handler, which gives it its default action
-        sleep(1.0)
+        sleep(0.0 if os.getpid() == 1 else 1.0)
+    os._exit(128 + signal.SIGTERM)  # process 1 of a container: the kernel keeps such signals from it
 
 
 def _who_is_late(program: InPlace) -> str:

@@ -62,12 +62,15 @@ def bequeath(name: str, value: Any) -> None:
             f"bequeath({name!r}): {error}; hand over plain data (strings, numbers, lists, dicts) "
             "or an open file or socket"
         ) from None
-    old = kept.pop(name, None)
-    state.pop(name, None)
+    old = kept.get(name)
     if fd != -1:
-        kept[name] = fd
-    elif data is not None:
+        kept[name] = fd  # in one step, and only then is the old one closed: see `copies`
+    else:
+        kept.pop(name, None)
+    if data is not None:
         state[name] = data
+    else:
+        state.pop(name, None)
     if old is not None:
         os.close(old)
 
@@ -81,6 +84,27 @@ def inherited(name: str, default: Any = None) -> Any:
     if name in _kept_before:
         return _as_socket_if_it_is_one(_kept_before.pop(name))
     return _state_before.get(name, default)
+
+
+def copies() -> dict[str, int]:
+    """Duplicates of the descriptors that are bequeathed now, the caller's to close; in any thread, whatever becomes of
+    the originals meanwhile."""
+    from . import fds
+
+    taken: dict[str, int] = {}
+    for name in list(kept):
+        while (fd := kept.get(name)) is not None:
+            try:
+                copy = fds.above_stdio(os.dup(fd))
+            except OSError:
+                if kept.get(name) == fd:
+                    break  # the program itself has closed it, or there is no room for another one
+                continue
+            if kept.get(name) == fd:
+                taken[name] = copy
+                break
+            os.close(copy)  # the number may have been another file's by then
+    return taken
 
 
 def adopt(state_before: dict[str, Any], kept_before: dict[str, int]) -> None:

@@ -145,9 +145,10 @@ class InPlace:
 
     def request_restart(self) -> int:
         """Ask for a restart; the number of the request. In any thread and in a signal handler."""
-        if self.is_overdue:
+        if self.is_overdue and get_ident() == self.main_thread:
             from . import reexec
 
+            self.is_overdue = False  # a second signal must not cut the last call short
             reexec.last_call()
         if state.should_stop:
             return self._asked
@@ -210,15 +211,20 @@ class InPlace:
         from . import log
 
         try:
-            from . import bytecode, preflight, reexec
+            from . import bytecode, inheritance, preflight, reexec
 
             bytecode.drop_stale(command.first.since)
-            verdict = preflight.check(
-                *reexec.legacy(),
-                timeout=self._ready_timeout,
-                sleeper=self.sleeper,
-                cancelled=lambda: self._is_ending() or self._is_overtaken(seen, began),
-            )
+            copies = inheritance.copies()
+            try:
+                verdict = preflight.check(
+                    *reexec.legacy(copies),
+                    timeout=self._ready_timeout,
+                    sleeper=self.sleeper,
+                    cancelled=lambda: self._is_ending() or self._is_overtaken(seen, began),
+                )
+            finally:
+                for fd in copies.values():
+                    os.close(fd)
             if verdict is None:
                 return False
             if verdict.ok:

@@ -128,8 +128,13 @@ def last_words(message: str) -> None:
     """
     if sys.__stderr__ is None:
         return
+    import select
+
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
     try:
-        os.write(2, f"hotrestart: {message} [pid {os.getpid()}]\n".encode(errors="replace"))
+        if poll.poll(0):  # a pipe that nobody reads would hold up whoever sees to the end of this process
+            os.write(2, f"hotrestart: {message}"[:4000].encode(errors="replace") + b" [pid %d]\n" % os.getpid())
     except OSError:
         pass  # nobody can be told any more
 

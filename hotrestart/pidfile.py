@@ -53,7 +53,7 @@ class PidFile:
         self.path: str = path
         self.fd: int = fd
         self._pid, self._status = os.getpid(), os.fstat(fd)
-        _held.append(self)
+        held.append(self)
 
     @classmethod
     def take(cls, path: str) -> PidFile:
@@ -127,8 +127,8 @@ class PidFile:
 
     def close(self) -> None:
         """Let go of the file and its lock, without removing it. Never raises, and may be called again."""
-        if self in _held:
-            _held.remove(self)
+        if self in held:
+            held.remove(self)
         if self._is_open():
             os.close(self.fd)
         self.fd = -1
@@ -180,7 +180,7 @@ def read(path: str) -> int | None:
         os.close(fd)
 
 
-_held: list[PidFile] = []
+held: list[PidFile] = []
 
 
 def _replace(path: str) -> int:
@@ -255,7 +255,7 @@ def _lock_if_stale(path: str, fd: int) -> bool:
     if pid is None and content.strip(b"\0 \t\r\n"):  # after a power failure there may be zeros in it
         raise PidFileError(f"pid file {path!r}: no pid file is there, it begins with {content[:20]!r}; left alone")
     if pid == os.getpid():
-        if any(os.path.samestat(each._status, status) for each in _held):
+        if any(os.path.samestat(each._status, status) for each in held):
             raise PidFileError(f"pid file {path!r}: it names process {pid}, this one, which has taken it already")
     elif pid is not None and pids.is_alive(pid) and pids.may_be_meant(pid, status.st_mtime):
         runs = pids.what_runs(pid)
@@ -322,8 +322,8 @@ def _empty(fd: int) -> None:
 
 
 def _let_go_after_fork() -> None:
-    while _held:
-        _held[-1].close()
+    while held:
+        held[-1].close()
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,6 +14,7 @@ import os
 import sys
 from time import monotonic, sleep
 
+from . import command
 from .errors import HotRestartError
 
 TYPE_CHECKING = False
@@ -161,13 +162,14 @@ def spawn(
 
     `env` is its whole environment. `cwd`: a directory to change to first. `keep`: descriptors to inherit under their
     numbers, though they stay close-on-exec here. `redirect`: `{0: fd}` and so on, from descriptors above 2.
-    `blocked`: its signal mask; signals that have handlers here have their default action there. `own_group`: it leads a
+    `blocked`: its signal mask; signals that have handlers here have their default action there, and so have those that
+    this program has begun to ignore. `own_group`: it leads a
     process group of its own, and what is left of that is killed when the child has ended. Raises OSError if the command
     cannot be started. Safe in any thread; not in a signal handler.
     """
     if not hasattr(os, "posix_spawn"):
         raise HotRestartError("spawn() needs a POSIX system")
-    command = list(argv) if cwd is None and "LISTEN_PID" not in env else _by_way_of(cwd, argv)
+    words = list(argv) if cwd is None and "LISTEN_PID" not in env else _by_way_of(cwd, argv)
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in (redirect or {}).items()]
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in set(keep)]  # dup2 to itself clears close-on-exec
     alive, held_by_child = (None, None) if has_pidfd() else os.pipe()
@@ -175,7 +177,9 @@ def spawn(
         if held_by_child is not None:
             actions.append((os.POSIX_SPAWN_DUP2, held_by_child, held_by_child))
         group: dict[str, Any] = {"setpgroup": 0} if own_group else {}
-        pid = os.posix_spawn(command[0], command, env, file_actions=actions, setsigmask=blocked, **group)
+        pid = os.posix_spawn(
+            words[0], words, env, file_actions=actions, setsigmask=blocked, setsigdef=_not_to_be_ignored(), **group
+        )
         return _watched(pid, alive, own_group)
     except BaseException:
         if alive is not None:
@@ -184,6 +188,12 @@ def spawn(
     finally:
         if held_by_child is not None:
             os.close(held_by_child)
+
+
+def _not_to_be_ignored() -> list[int]:
+    """The signals that the program has begun to ignore: what it starts would be deaf to them, and a restart is not."""
+    ignored = [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN]
+    return sorted(set(ignored) - set(command.first.ignored) - command.IGNORED_BY_CPYTHON)
 
 
 def _by_way_of(cwd: str | None, argv: Sequence[str]) -> list[str]:

@@ -126,6 +126,8 @@ def exec_unflushed() -> NoReturn:
     bytecode.drop_stale(command.first.since)
     document, keep = legacy()
     document["role"] = "generation"
+    if os.getpid() == 1:  # of a container: what has the default action does not reach it, and would be lost
+        document["held_stops"] = [int(n) for n in signals.STOP if n not in command.first.blocked]
     if role.current is not None:
         document["announcing"], more = role.current.hand_over()
         keep |= more
@@ -156,7 +158,7 @@ def exec_with(executable: str, argv: list[str], document: dict[str, Any], keep: 
             from .errors import StopAskedError
 
             raise StopAskedError("the restart is off: a stop has been asked for")
-        signals.restore_mask({*command.first.blocked, *document["held"]})
+        signals.restore_mask({*command.first.blocked, *document["held"], *document.get("held_stops", ())})
         keep = {*keep, memory}
         marked = fds.set_cloexec_from(3, keep)
         undo.append(lambda: fds.set_inheritable_all(marked))
@@ -171,10 +173,12 @@ def exec_with(executable: str, argv: list[str], document: dict[str, Any], keep: 
         raise
 
 
-def legacy() -> tuple[dict[str, Any], set[int]]:
-    """What this generation leaves to the next: the document, and the descriptors that go with it."""
+def legacy(bequeathed: dict[str, int] | None = None) -> tuple[dict[str, Any], set[int]]:
+    """What this generation leaves to the next: the document, and the descriptors that go with it. `bequeathed`: copies
+    of those that the program has bequeathed, if it goes on and may bequeath others meanwhile."""
     listeners: list[dict[str, Any]] = []
-    kept = {name: (fd, _identity(fd)) for name, fd in dict(inheritance.kept).items()}
+    bequeathed = inheritance.kept.copy() if bequeathed is None else bequeathed
+    kept = {name: (fd, _identity(fd)) for name, fd in bequeathed.items()}
     given = {fd: identity for fd, identity in command.first.fds.items() if _identity(fd) == identity}
     keep = {*given, *(fd for fd, identity in kept.values() if identity)}
     if f"{__package__}.listeners" in sys.modules:

@@ -88,7 +88,9 @@ class handling:
         self._take_wakeup_fd()
         unblock(_blocked_at_boot)
         _blocked_at_boot.clear()
-        if held is not None and held.asked:
+        if held is not None and held.asked_to_stop:
+            self._on_stop()
+        elif held is not None and held.asked:
             self._on_restart()
         return self
 
@@ -103,7 +105,7 @@ class handling:
             self._give_wakeup_fd_back()
             while self._found:
                 number, before = self._found.popitem()
-                if signal.getsignal(number) in (self._wanted[number], signal.SIG_DFL):
+                if signal.getsignal(number) in (self._wanted[number], signal.SIG_DFL, _end_at_once):
                     _set(number, before)
 
     def installed(self) -> list[int]:
@@ -133,7 +135,7 @@ class handling:
     def _stop_asked(self, _number: int, _frame: object) -> None:
         for each in self._stop:
             if each in self._found:
-                signal.signal(each, signal.SIG_DFL)
+                signal.signal(each, _end_at_once if os.getpid() == 1 else signal.SIG_DFL)
         self._on_stop()
 
     def _end(self, why: Any) -> None:
@@ -180,14 +182,22 @@ class shrugging(handling):
 
 
 class _Held(handling):
-    """Remembers a restart that was asked for before the program was ready to be asked."""
+    """Remembers what was asked for before the program was ready to be asked."""
 
-    def __init__(self, restart: Iterable[int]) -> None:
-        self.asked = False
-        super().__init__(restart=restart, stop=(), on_restart=self._remember)
+    def __init__(self, restart: Iterable[int], stop: Iterable[int]) -> None:
+        self.asked = self.asked_to_stop = False
+        super().__init__(restart=restart, stop=stop, on_restart=self._remember, on_stop=self._remember_stop)
 
     def _remember(self) -> None:
         self.asked = True
+
+    def _remember_stop(self) -> None:
+        self.asked_to_stop = True
+
+
+def _end_at_once(number: int, _frame: object) -> None:
+    """The default action, for process 1 of a container: the kernel keeps that from it."""
+    os._exit(128 + number)
 
 
 def _set(number: int, handler: Any) -> None:
@@ -203,14 +213,14 @@ _held: _Held | None = None
 _active: list[handling] = []
 
 
-def hold(numbers: Iterable[int]) -> None:
+def hold(numbers: Iterable[int], stop: Iterable[int] = ()) -> None:
     """Remember these signals until the next `handling` begins, and unblock them.
 
     For a new generation: the one before has blocked them across the exec. Outside of the main thread they just stay
     blocked until then.
     """
     global _held
-    held = _Held(numbers)
+    held = _Held(numbers, stop)
     try:
         for number, handler in held._wanted.items():
             held._install(number, handler)

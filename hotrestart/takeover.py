@@ -119,7 +119,7 @@ def take_over() -> None:
         _become_a_member(document["member"], document["parent"], document.get("nofile"))
         signals.unblock(document["held"])
     else:
-        signals.hold(document["held"])
+        signals.hold(document["held"], document.get("held_stops", ()))
 
 
 def arrive() -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from time import monotonic, sleep
 
 from . import control
-from .errors import HotRestartError
+from .errors import HotRestartError, NotThereError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to", "changed", "snapshot"]
 
 _EVERY = 0.5  # seconds between two looks
+_BOOTS = 60.0  # seconds after its start in which a program may not have a control socket yet
 _CALM = 0.1  # seconds without a change: an editor or a checkout writes several files
 _PASSED_OVER = {"__pycache__", "node_modules", "site-packages"}
 
@@ -93,8 +94,7 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
     try:
         for files in _changes(folders, patterns, program):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            _say(f"{files[0]}{more} changed")
-            program.renew()
+            program.renew(f"{files[0]}{more} changed")
         return program.exit_status()
     except KeyboardInterrupt:
         program.see_to_its_end()
@@ -102,11 +102,16 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
 
 
 class _Program:
-    """What is watched over. Raises OSError if it cannot be started."""
+    """What is watched over. `is_deaf`: it boots, and has not heard of the last change. Raises OSError if it cannot be
+    started."""
 
     def __init__(self, argv: list[str]) -> None:
         self._argv, self._is_stopping, self._is_failure_told = argv, False, False
-        self._child = subprocess.Popen(argv)
+        self.is_deaf: bool = False
+        self._start()
+
+    def _start(self) -> None:
+        self._child, self._started = subprocess.Popen(self._argv), monotonic()
 
     def is_over(self) -> bool:
         """It has ended, and not by a failure that the next change may mend."""
@@ -125,16 +130,21 @@ class _Program:
         except subprocess.TimeoutExpired:
             pass
 
-    def renew(self) -> None:
+    def renew(self, why: str) -> None:
         """Restart it; or start it, if it is not there any more."""
+        if not self.is_deaf:
+            _say(why)
+        self.is_deaf = False
         try:
             if self._child.poll() is None:
                 _say(str(control.restart(self._child.pid, timeout=None)))  # the traceback it has shown itself
             else:
                 self._is_failure_told = False
-                self._child = subprocess.Popen(self._argv)
+                self._start()
         except (HotRestartError, OSError) as error:
-            _say(str(error))
+            self.is_deaf = isinstance(error, NotThereError) and monotonic() - self._started < _BOOTS
+            if not self.is_deaf:
+                _say(str(error))
 
     def stop(self) -> None:
         """Gracefully, and for good."""
@@ -180,7 +190,7 @@ def _changes(folders: list[str], patterns: list[str], program: _Program) -> Iter
                     break
                 now = later
             yield changed(before, now) or files
-            before = now
+            before = before if program.is_deaf else now
 
 
 def _ticks(folders: list[str], program: _Program) -> Iterator[None]:
@@ -198,7 +208,7 @@ def _ticks(folders: list[str], program: _Program) -> Iterator[None]:
     for found in watchfiles.watch(*folders, watch_filter=None, rust_timeout=milliseconds, yield_on_timeout=True):
         if program.is_over():
             return
-        if found or not knows_all:
+        if found or program.is_deaf or not knows_all:
             yield
         knows_all = True
 

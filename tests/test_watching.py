@@ -172,6 +172,26 @@ def test_a_program_that_has_failed_is_started_again_by_the_next_change(
     assert program.wait_exit() == 0
 
 
+@pytest.mark.parametrize("noticed", ["by watchfiles", "by looking"])
+def test_a_change_while_the_program_boots_is_not_lost(program: Program, noticed: str) -> None:
+    if noticed == "by watchfiles":
+        need("watchfiles")
+    else:
+        program.deploy("raise ImportError", "watchfiles.py")
+    boots = "import os, time\nreport(boots={})\nwhile os.path.exists('slow'):\n    time.sleep(0.01)\n"
+    (program.folder / "slow").touch()
+    program.deploy(boots.format(1) + SERVES.format(version=1, options=""))
+    program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    program.wait_report(boots=1)
+    program.deploy(SERVES.format(version=2, options=""))
+    program.wait_log("changed")
+    (program.folder / "slow").unlink()
+    program.wait_report(ready=2)
+    assert program.log().count("changed") == 1
+    program.term()
+    assert program.wait_exit() == 0
+
+
 def test_a_stop_ends_it_also_while_it_waits_for_a_change(program: Program) -> None:
     program.deploy("import sys; sys.exit(7)")
     program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")

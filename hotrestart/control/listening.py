@@ -35,11 +35,11 @@ class Listening:
     link: str
     inode: int
 
-    __slots__ = ("_socket", "fd", "inode", "link", "path")
+    __slots__ = ("_pid", "_socket", "fd", "inode", "link", "path")
 
     def __init__(self, fd: int, path: str, link: str, inode: int) -> None:
         self.fd, self.path, self.link, self.inode = fd, path, link, inode
-        self._socket = os.fstat(fd).st_ino
+        self._socket, self._pid = os.fstat(fd).st_ino, os.getpid()
 
     @classmethod
     def open(cls, wanted: str | bool) -> Listening:
@@ -104,8 +104,16 @@ class Listening:
             raise OSError(f"descriptor {self.fd} is another file by now")
 
     def is_as(self, wanted: bool | str) -> bool:
-        """Whether it is what the option `control` asks for."""
-        return self.path == wanted if isinstance(wanted, str) else wanted and self.is_at_our_place
+        """Whether it is what the option `control` asks for, and can still be found: a folder of the user's own goes
+        with the user's last session."""
+        is_it = self.path == wanted if isinstance(wanted, str) else wanted and self.is_at_our_place
+        return is_it and self._is_in_place()
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.lstat(self.path).st_ino == self.inode
+        except OSError:
+            return False
 
     def as_document(self) -> dict[str, Any]:
         """As plain data, for JSON. Raises OSError if somebody else has closed the descriptor."""
@@ -123,9 +131,11 @@ class Listening:
             pass  # somebody else has closed it, and may have another file there
 
     def disappear(self) -> None:
-        """Take the names away, unless they are somebody else's by now. In any thread."""
+        """Take the names away, unless they are somebody else's by now. In any thread; in a forked child, nothing."""
+        if os.getpid() != self._pid:
+            return
         try:
-            if os.lstat(self.path).st_ino == self.inode:
+            if self._is_in_place():
                 os.unlink(self.path)
             if self.link and os.readlink(self.link) == self.path:
                 os.unlink(self.link)

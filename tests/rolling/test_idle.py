@@ -28,6 +28,11 @@ def wake_ups(pid: int) -> int:
     return found
 
 
+def is_asleep(pid: int) -> bool:
+    """And does not wait for a core: on a busy machine that may take as long as a look."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def private_memory(pid: int) -> int:
     """Bytes that are this process's alone."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -41,7 +46,7 @@ def settle(program: Rolling, size: int) -> set[int]:
     def are_asleep() -> bool:
         before = {pid: wake_ups(pid) for pid in program.members()}
         time.sleep(0.2)
-        return before == {pid: wake_ups(pid) for pid in program.members()}
+        return before == {pid: wake_ups(pid) for pid in program.members() if is_asleep(pid)}
 
     program.wait_until(are_asleep, "sleep")
     return program.members()
