@@ -671,7 +671,7 @@ def handed_over(file: PidFile) -> dict[str, object]:
     """What the next generation finds: the descriptor, and nothing in the memory of this module."""
     document = file.as_document()
     os.set_inheritable(file.fd, True)
-    pidfile._held.remove(file)
+    pidfile.held.remove(file)
     return document
 
 

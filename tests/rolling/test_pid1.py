@@ -29,9 +29,13 @@ def can_enter() -> bool:
 
 
 class Container(Rolling):
-    """A program that is pid 1. `pid` and all other numbers are as we see them; what it reports are its own."""
+    """A program that is pid 1. `pid` and all other numbers are as we see them; what it reports are its own. It has a
+    folder for sockets to itself: all programs out here would seem dead to it, and it would wake them up to see."""
 
     def start(self, *arguments: str, **more: Any) -> Container:
+        runtime = self.folder / "runtime"
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        more["env"] = {"XDG_RUNTIME_DIR": str(runtime), **(more.get("env") or {})}
         self.start_command([*ENTER, self.python, *(arguments or ("app.py",))], **more)
         self.wait_until(lambda: children_of(super(Container, self).pid), "the first process")
         return self
