@@ -15,7 +15,11 @@ GROWTH = 200_000  # bytes: what a supervisor may grow from the tenth reload on, 
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[Rolling]:
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rolling]:
+    """With its control socket in a folder of its own: programs of other tests that are in a container wake up all whose
+    sockets they find, to see whether they live."""
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
     with Rolling(tmp_path / "program") as each:
         yield each
 
