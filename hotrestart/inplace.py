@@ -65,7 +65,8 @@ class InPlace:
         self._drain_runs.acquire()
         self._pid, self.main_thread = os.getpid(), get_ident()
         self.main_has_returned: bool = False
-        self.is_overdue = self._is_ready = self._is_prepared = False
+        self.is_overdue: bool = False
+        self._is_ready = self._is_prepared = False
 
     def enter(self) -> None:
         """Begin to handle requests, including those of the boot window."""

@@ -135,7 +135,9 @@ def test_many_who_ask_at_any_moment_are_told_the_truth(program: Rolling) -> None
             told.append((asked, restart(program.pid)))
 
     askings = [Asking(ask_again_and_again, seed) for seed in range(20)]
-    program.wait_until(lambda: len(program.told("loads")) > 6, "some restarts", 2 * PATIENCE)
+    program.wait_until(
+        lambda: len(program.told("loads")) > 6 and len(told) >= 20, "some restarts, and outcomes", 2 * PATIENCE
+    )
     ends.set()
     for each in askings:
         each.result()
