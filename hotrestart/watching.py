@@ -142,9 +142,17 @@ class _Program:
                 self._is_failure_told = False
                 self._start()
         except (HotRestartError, OSError) as error:
-            self.is_deaf = isinstance(error, NotThereError) and monotonic() - self._started < _BOOTS
+            self.is_deaf = isinstance(error, NotThereError) and self._boots()
             if not self.is_deaf:
                 _say(str(error))
+
+    def _boots(self) -> bool:
+        """It has no control socket because it has not come to it yet, and not because it has just died."""
+        try:
+            self._child.wait(_CALM)
+        except subprocess.TimeoutExpired:
+            return monotonic() - self._started < _BOOTS
+        return False
 
     def stop(self) -> None:
         """Gracefully, and for good."""

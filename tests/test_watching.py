@@ -25,6 +25,17 @@ def main():
             loop.sleep(60)
 main()
 """
+
+
+@pytest.fixture(params=["by watchfiles", "by looking"])
+def noticed(request: pytest.FixtureRequest, program: Program) -> None:
+    """How the program that watches learns of a change."""
+    if request.param == "by watchfiles":
+        need("watchfiles")
+    else:
+        program.deploy("raise ImportError", "watchfiles.py")
+
+
 KINDS = pytest.mark.parametrize("options", ["", "workers=1"], ids=["in place", "rolling"])
 
 
@@ -84,14 +95,8 @@ def watch(program: Program, options: str) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("noticed", ["by watchfiles", "by looking"])
-def test_a_changed_program_is_restarted_and_one_that_does_not_load_is_shown(
-    program: Program, options: str, noticed: str
-) -> None:
-    if noticed == "by watchfiles":
-        need("watchfiles")
-    else:
-        program.deploy("raise ImportError", "watchfiles.py")
+@pytest.mark.usefixtures("noticed")
+def test_a_changed_program_is_restarted_and_one_that_does_not_load_is_shown(program: Program, options: str) -> None:
     watch(program, options)
     program.deploy(SERVES.format(version=2, options=options))
     program.wait_report(ready=2)
@@ -149,15 +154,9 @@ def test_what_changes_before_watchfiles_has_begun_is_noticed(program: Program) -
     assert program.wait_exit() == 0
 
 
-@pytest.mark.parametrize("noticed", ["by watchfiles", "by looking"])
+@pytest.mark.usefixtures("noticed")
 @pytest.mark.parametrize("broken", ["syntax error(", "import os; os.kill(os.getpid(), 9)"])
-def test_a_program_that_has_failed_is_started_again_by_the_next_change(
-    program: Program, broken: str, noticed: str
-) -> None:
-    if noticed == "by watchfiles":
-        need("watchfiles")
-    else:
-        program.deploy("raise ImportError", "watchfiles.py")
+def test_a_program_that_has_failed_is_started_again_by_the_next_change(program: Program, broken: str) -> None:
     program.deploy(broken)
     program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
     program.wait_log("the next change starts it again")
@@ -172,12 +171,8 @@ def test_a_program_that_has_failed_is_started_again_by_the_next_change(
     assert program.wait_exit() == 0
 
 
-@pytest.mark.parametrize("noticed", ["by watchfiles", "by looking"])
-def test_a_change_while_the_program_boots_is_not_lost(program: Program, noticed: str) -> None:
-    if noticed == "by watchfiles":
-        need("watchfiles")
-    else:
-        program.deploy("raise ImportError", "watchfiles.py")
+@pytest.mark.usefixtures("noticed")
+def test_a_change_while_the_program_boots_is_not_lost(program: Program) -> None:
     boots = "import os, time\nreport(boots={})\nwhile os.path.exists('slow'):\n    time.sleep(0.01)\n"
     (program.folder / "slow").touch()
     program.deploy(boots.format(1) + SERVES.format(version=1, options=""))
@@ -188,6 +183,20 @@ def test_a_change_while_the_program_boots_is_not_lost(program: Program, noticed:
     (program.folder / "slow").unlink()
     program.wait_report(ready=2)
     assert program.log().count("changed") == 1
+    program.term()
+    assert program.wait_exit() == 0
+
+
+@pytest.mark.usefixtures("noticed")
+def test_a_program_that_dies_of_a_change_waits_for_the_next_one(program: Program) -> None:
+    """It was there when the change came: nothing is to be made up for."""
+    watch(program, "")
+    program.deploy(SERVES.format(version=2, options="").replace("report(", "import os; os._exit(3); report("))
+    log = program.wait_log("the program has ended with status 3; the next change starts it again")
+    assert "has died" in log
+    program.deploy(SERVES.format(version=3, options=""))
+    program.wait_report(ready=3)
+    assert program.log().count("has ended with status 3") == 1
     program.term()
     assert program.wait_exit() == 0
 
