@@ -265,8 +265,9 @@ class Announcer:
         else:
             if before is not None:
                 before.remove()
-            already = [each for each in held if wanted is not None and each.path == os.path.abspath(wanted)]
-            self._pidfile = already[0] if already else PidFile.take(wanted) if wanted is not None else None
+            if wanted is not None:  # main() may be called again
+                already = next((each for each in held if each.path == os.path.abspath(wanted)), None)
+                self._pidfile = already or PidFile.take(wanted)
         import atexit
 
         atexit.register(self._remove_pidfile_at_exit)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from hotrestart import control
-from tests.conftest import missing
 from tests.harness import Program
-from tests.rolling.test_pid1 import Container, can_enter
+from tests.rolling import test_pid1
+from tests.rolling.test_pid1 import Container
 
 pytestmark = pytest.mark.core
 
@@ -44,14 +43,7 @@ def app(
 # -- process 1 of a container ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def container(tmp_path: Path):
-    if not can_enter():
-        missing("unshare --pid (of util-linux, and for root only)")
-    with Container(tmp_path / "program") as each:
-        yield each
-
-
+container = test_pid1.container
 STUCK = "report(stuck=True); threading.Event().wait()"
 
 

@@ -218,7 +218,7 @@ class Desk:
         """See there; README says what is in it."""
         rollout, roster = self._supervisor.rollout, self._supervisor.roster
         how = "restarting" if rollout.coming else "serving"
-        serves = any(each.process.state == READY and not each.process.is_server for each in roster.members.values())
+        serves = any(each.count(READY) for each in rollout.generations.values())
         how = "stopping" if rollout.is_stopping else how if rollout.current and serves else "starting"
         workers: list[dict[str, Any]] = []
         servers: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ class Plan:
     def _processes(self) -> list[Process]:
         return [process for generation in self.generations.values() for process in generation.processes()]
 
-    def _home_of(self, process: Process) -> Generation | None:
+    def _generation_of(self, process: Process) -> Generation | None:
         """The generation that has it; None if the process has ended already."""
         generation = self.generations.get(process.generation)
         return generation if generation is not None and process in generation else None

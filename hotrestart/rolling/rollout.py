@@ -107,7 +107,7 @@ class Rollout(Plan):
     def ready(self, process: Process, now: float, options: Options | None = None) -> list[Action]:
         """A worker serves; a fork server has loaded the program, which has these options."""
         is_its_word = process.is_server == (options is not None)
-        generation = self._home_of(process)
+        generation = self._generation_of(process)
         if generation and is_its_word and process.state == STARTING:
             age, jitter = generation.options.max_age, generation.options.jitter
             limit = NEVER if age is None or process.is_server else age * (1 + jitter * self._share())
@@ -119,13 +119,13 @@ class Rollout(Plan):
 
     def ended(self, process: Process, reason: str, now: float, detail: str = "") -> list[Action]:
         """A process has ended, or could not be started."""
-        if self._home_of(process):
+        if self._generation_of(process):
             self._has_gone(process, reason, detail, now)
         return self._settle(now)
 
     def leaving(self, process: Process, reason: str, now: float, detail: str = "") -> list[Action]:
         """A worker's `main()` is over, though nobody has asked for it: the process has `grace` seconds to end."""
-        generation = self._home_of(process)
+        generation = self._generation_of(process)
         if generation and process.is_alive:
             self._is_lost(process, reason, detail, now)
             process.is_leaving = True
@@ -134,7 +134,7 @@ class Rollout(Plan):
 
     def hung(self, process: Process, why: str, now: float) -> list[Action]:
         """A worker does not turn its loop any more."""
-        if process.state in (READY, DRAINING) and self._home_of(process):
+        if process.state in (READY, DRAINING) and self._generation_of(process):
             self._abort(process, why, now)
         return self._settle(now)
 
