@@ -4,7 +4,8 @@
 
 makes a virtual environment for the moment, installs the peers there (the extra `peers` of pyproject.toml), runs each in
 turn, in shuffled order, and writes results/servers.json, servers.md and two plots. It takes half an hour. A peer
-that cannot be installed or does not work is named in the tables, with the reason.
+that cannot be installed or does not work is named in the tables, with the reason. With `--many` it is ours alone, a
+hundred rolling reloads of each server under each load, and what is lost in them: results/reloads.json and reloads.md.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from measure import CHECKOUT, RESULTS, clean_environment, facts, installed_package, markdown
-from servers import apps, broken, plots, reloads, tables
-from servers.peers import PEERS, SHORT, Peer
+from servers import broken, plots, reloads, tables
+from servers.peers import OURS, PEERS, SHORT, Peer
 
 AT_A_TIME = 2  # peers whose slow imports and broken deploys are measured side by side, each with all its kinds
 
-_HEAD = """# Servers under reload, and broken deploys
+_SERVERS = """# Servers under reload, and broken deploys
 
 Every peer serves the same application, which answers with its version and its pid, with two workers (in place: one
 process). Clients, servers and all run on one machine, in turn and in shuffled order; the times are of that machine and
@@ -42,11 +43,18 @@ first reload. Ours has `ready_timeout=5` for the broken deploys (with the 60 s o
 told of a hang later, and nothing else).
 
 """
+_RELOADS = """# Many rolling reloads, one soon after another
+
+As in [servers.md](servers.md), with ours alone and two services side by side on the same processors: look at what is
+lost, and not at the times. Run `python benchmarks/peers.py --many` for yours.
+
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="one peer and ours, one reload each: does it work?")
+    parser.add_argument("--many", action="store_true", help="ours, many rolling reloads: is anything lost?")
     parser.add_argument("--runs", type=int, help="of the reloads to code that loads fast (default: 3)")
     parser.add_argument("--only", action="append", default=[], metavar="WORD", help="peers with this in their name")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
@@ -99,23 +107,17 @@ def _measure_and_write(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_IGN:  # by nohup or a shell: programs of ours would ignore it too
             signal.signal(number, lambda *_: None)
-    plan = reloads.SHORT if arguments.short else reloads.Plan()
+    plan = reloads.MANY if arguments.many else reloads.SHORT if arguments.short else reloads.Plan()
     plan = plan if arguments.runs is None else replace(plan, runs=arguments.runs)
     chosen = [peer for peer in PEERS if _is_wanted(peer, arguments)]
     if not chosen:
         raise SystemExit("no peer has such a name")
     with installed_package() as package:
-        found = asyncio.run(Measurement(chosen, plan, package, arguments.missing).run(short=arguments.short))
-    result = {**facts(), "plan": asdict(plan), "results": [table.as_json() for table in tables.all_tables(found)]}
-    result["peers"] = found
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    document = {"benchmark": "servers", "pythons": [result]}
-    (arguments.results / "servers.json").write_text(json.dumps(_rounded(document)) + "\n")
-    text = markdown("servers", [result])
-    machine = f"{result['date']}, {result['kernel']}, {result['machine']}, {result['cpus']} CPUs; "
-    machine += ", ".join(sorted({each["version"] for each in found} - {""})) + ".\n\n"
-    (arguments.results / "servers.md").write_text(_HEAD + machine + text.partition("\n\n")[2].rstrip() + "\n")
-    print(text)
+        found = asyncio.run(Measurement(chosen, plan, package, arguments.missing).run())
+    if arguments.many:
+        _write("reloads", _RELOADS, found, plan, arguments.results)
+        return
+    _write("servers", _SERVERS, found, plan, arguments.results)
     try:
         drawn = plots.draw(found, arguments.results)
         print("plots:", *(file.name for file in drawn))
@@ -123,9 +125,24 @@ def _measure_and_write(arguments: argparse.Namespace) -> None:
         print(f"no plots: {error}")
 
 
+def _write(name: str, head: str, found: Sequence[dict[str, Any]], plan: reloads.Plan, folder: Path) -> None:
+    shown = [table.as_json() for table in tables.all_tables(found) if table.rows]
+    result = {**facts(), "plan": asdict(plan), "results": shown, "peers": found}
+    folder.mkdir(parents=True, exist_ok=True)
+    document = {"benchmark": name, "pythons": [result]}
+    (folder / f"{name}.json").write_text(json.dumps(_rounded(document)) + "\n")
+    text = markdown(name, [result])
+    machine = f"{result['date']}, {result['kernel']}, {result['machine']}, {result['cpus']} CPUs; "
+    machine += ", ".join(sorted({each["version"] for each in found} - {""})) + ".\n\n"
+    (folder / f"{name}.md").write_text(head + machine + text.partition("\n\n")[2].rstrip() + "\n")
+    print(text)
+
+
 def _is_wanted(peer: Peer, arguments: argparse.Namespace) -> bool:
     if arguments.only:
         return any(word in peer.name for word in arguments.only)
+    if arguments.many:
+        return peer.name.startswith(f"{OURS}, rolling") and not peer.only_broken
     return peer.name in SHORT if arguments.short else True
 
 
@@ -144,20 +161,22 @@ class Measurement:
             except importlib.metadata.PackageNotFoundError:
                 self._fail(peer, missing.get(peer.package, f"{peer.package} is not installed"))
 
-    async def run(self, *, short: bool) -> list[dict[str, Any]]:
+    async def run(self) -> list[dict[str, Any]]:
         for number in range(self._plan.runs):
-            for peer in self._shuffled(broken_only=False):
-                await self._attempt(peer, self._reload(peer, number))
+            await self._all(lambda peer, of=number: self._reload(peer, of), self._plan.side_by_side)
         # From here on it is about seconds, and who is served at all: some side by side.
-        await self._some_at_a_time(self._slow, broken_only=False)
-        kinds = list(apps.BROKEN)[1:2] if short else list(apps.BROKEN)
-        await self._some_at_a_time(lambda peer: self._broken(peer, kinds), broken_only=True)
+        if self._plan.slow:
+            await self._all(self._slow, AT_A_TIME)
+        if self._plan.broken:
+            await self._all(self._broken, AT_A_TIME, broken_only=True)
         return list(self._found.values())
 
-    async def _some_at_a_time(self, measure: Callable[[Peer], Awaitable[None]], *, broken_only: bool) -> None:
+    async def _all(
+        self, measure: Callable[[Peer], Awaitable[None]], at_a_time: int, *, broken_only: bool = False
+    ) -> None:
         order = self._shuffled(broken_only=broken_only)
-        for first in range(0, len(order), AT_A_TIME):
-            some = order[first : first + AT_A_TIME]
+        for first in range(0, len(order), at_a_time):
+            some = order[first : first + at_a_time]
             await asyncio.gather(*(self._attempt(peer, measure(peer)) for peer in some))
 
     def _shuffled(self, *, broken_only: bool) -> list[Peer]:
@@ -187,7 +206,8 @@ class Measurement:
         self._found[peer.name]["slow"] = found
         self._say("slow imports", peer, ", ".join(f"{each}: {found[each]['silence']:.2f} s silent" for each in found))
 
-    async def _broken(self, peer: Peer, kinds: Sequence[str]) -> None:
+    async def _broken(self, peer: Peer) -> None:
+        kinds = self._plan.broken
         found = await broken.all_kinds(peer, self._package, kinds)
         self._found[peer.name]["broken"] = found
         served = ", ".join(f"{kind} {found[kind]['availability']:.0f} %" for kind in kinds)

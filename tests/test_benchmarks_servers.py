@@ -19,7 +19,7 @@ from .harness import CHECKOUT, PATIENCE, clean_environment
 
 sys.path.insert(0, str(CHECKOUT / "benchmarks"))
 
-from servers import ledger
+from servers import ledger, targets
 from servers.clients import Load, Record
 from servers.ledger import Window
 
@@ -111,6 +111,19 @@ def test_a_reload_is_accounted_for() -> None:
 def test_new_code_that_never_answers_has_not_taken_effect() -> None:
     found = ledger.account(RECORDS[:4], (0.0, 1.5), [WINDOW])
     assert (found["took_effect"], found["first_new"], found["last_old"]) == (0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("runs", "lost", "verdict"),
+    [(200, {}, "reached"), (199, {}, "**not reached**"), (200, {"reset": 1}, "**not reached**")],
+)
+def test_that_nothing_is_lost_takes_two_hundred_reloads(runs: int, lost: dict[str, int], verdict: str) -> None:
+    load = {**ledger.account(RECORDS, (0.0, 1.5), [WINDOW]), "lost": {}}
+    found = [{"open": load, "closed": load} for _ in range(runs)]
+    found[7] = {"open": {**load, "lost": lost}, "closed": {**load, "lost": lost}}
+    rows = targets.targets([{"name": "hotrestart, rolling, one of them", "runs": found}]).rows
+    verdicts = {row[0].partition(":")[0]: row[2] for row in rows if "nothing lost" in row[0]}
+    assert verdicts == {"rolling, open loop": verdict, "rolling, closed loop": verdict}
 
 
 def test_availability_is_the_share_of_what_was_sent_in_the_time() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from . import apps, ledger
+from . import ledger
 from .clients import Load, Record
 from .peers import Peer
 from .reloads import serving
@@ -26,7 +26,7 @@ READY = 5.0  # seconds: ready_timeout of ours, and the patience of the script ar
 BEFORE, STEP = 1.0, 0.5  # seconds before the reload that the plot shows, and of one of its points
 
 
-async def all_kinds(peer: Peer, package: Path, kinds: Sequence[str] = tuple(apps.BROKEN)) -> dict[str, Any]:
+async def all_kinds(peer: Peer, package: Path, kinds: Sequence[str]) -> dict[str, Any]:
     """All ways to be broken, side by side: this is about who is served, not how fast."""
     return dict(zip(kinds, await asyncio.gather(*(_one(peer, package, kind) for kind in kinds)), strict=True))
 

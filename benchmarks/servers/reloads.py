@@ -7,20 +7,20 @@ import asyncio
 import statistics
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from . import ledger
+from . import apps, ledger
 from .clients import Load
 from .ledger import Window
 from .peers import Peer
 from .service import Service
 
-QUIET = 1.0  # seconds without an answer by the old code: then it is over
+QUIET = 1.0  # seconds of rest after a reload on the scales
 TAKES = 8.0  # seconds, and the import several times, in which the first answer by the new code has to come
 LIMIT = 15.0  # seconds, and the import several times, in which the last one by the old code has to come
 SEVERAL = 2.5  # imports: some do it twice, to try the code before it is needed
@@ -29,17 +29,21 @@ AFTER = 0.5  # seconds that belong to a reload after the first new and the last 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured; `short` shows that it works and nothing else."""
+    """How much is measured. SHORT shows that it works and nothing else; MANY is about what is lost, and no times."""
 
     runs: int = 3
     opened: int = 3  # reloads in the open loop, a run
     closed: int = 2
     slow: tuple[float, ...] = (3.0, 8.0)  # seconds that the new code takes to be imported
     steady: float = 2.0  # seconds of each load before the first reload
+    quiet: float = 1.0  # seconds without an answer by the old code: then a reload is over, and the next one comes
+    broken: Sequence[str] = tuple(apps.BROKEN)  # the kinds of broken deploys
+    side_by_side: int = 1  # peers that are reloaded at the same time: more than one if nothing is timed
     rate: float = 100.0  # requests a second of the open loop, on new connections, and as many on kept ones
 
 
-SHORT = Plan(runs=1, opened=1, closed=1, slow=(1.0,), steady=0.5)
+SHORT = Plan(runs=1, opened=1, closed=1, slow=(1.0,), steady=0.5, broken=("raises",))
+MANY = Plan(runs=5, opened=20, closed=20, slow=(), quiet=0.3, broken=(), side_by_side=2)
 
 
 @asynccontextmanager
@@ -85,7 +89,7 @@ async def _under(
         await asyncio.sleep(plan.steady)
         steady = (began, monotonic())
         for version in versions:
-            marks.append((version, *await _reload(service, load, version, loads)))
+            marks.append((version, *await _reload(service, load, version, loads, plan.quiet)))
             if version not in load.first_answer:
                 break  # the next one would not take effect either
     ends = [*(mark[1] for mark in marks[1:]), monotonic()]
@@ -93,7 +97,7 @@ async def _under(
     return ledger.account(load.records, steady, windows), ledger.timeline(load.records, windows[0])
 
 
-async def _reload(service: Service, load: Load, version: int, loads: float) -> tuple[float, float]:
+async def _reload(service: Service, load: Load, version: int, loads: float, quiet: float) -> tuple[float, float]:
     """When it began and when it was over, as the clients see it."""
     service.deploy(version, loads=loads)
     began = monotonic()
@@ -103,7 +107,7 @@ async def _reload(service: Service, load: Load, version: int, loads: float) -> t
         first = load.first_answer.get(version)
         old = max((when for number, when in load.last_answer.items() if number != version), default=began)
         now = monotonic()
-        is_over = now - max(old, first or now) > QUIET
+        is_over = now - max(old, first or now) > quiet
         if is_over or now - began > (LIMIT if first else TAKES) + SEVERAL * loads:
             break
     await asked

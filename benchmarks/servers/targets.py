@@ -15,6 +15,7 @@ Row = list[Any]
 
 _ROLLING = f"{OURS}, rolling, "
 _FLOORS = {"uvicorn": "stop and start, socket held", "wsgiref": "exec in place by hand, wsgiref"}
+_ENOUGH = 200
 _FIRST_NEW, _STEADY_PSS, _PEAK_PSS, _SILENT = 1.25, 1.0, 1.3, 0.1
 
 _CORES = "the new generation is loaded on the cores that the workers and the clients share"
@@ -40,8 +41,11 @@ def targets(peers: Sequence[Found]) -> Table:
 def _nothing_is_lost(load: str, rolling: Mapping[str, Found]) -> Row:
     runs = [run[load] for each in rolling.values() for run in each["runs"]]
     lost, retries = (sum(of) for of in zip(*((sum(run["lost"].values()), run["retries"]) for run in runs), strict=True))
-    figure = f"{lost} lost, {retries} retries in {sum(run['reloads'] for run in runs)} reloads"
-    return _row(f"rolling, {load} loop: nothing lost, no retry", figure, lost + retries == 0, "not known")
+    reloads = sum(run["reloads"] for run in runs)
+    why = "not known" if lost + retries else "too few reloads here; see reloads.md"
+    target = f"rolling, {load} loop: nothing lost, no retry in at least {_ENOUGH} reloads"
+    figure = f"{lost} lost, {retries} retries in {reloads} reloads"
+    return _row(target, figure, lost + retries == 0 and reloads >= _ENOUGH, why)
 
 
 def _nobody_is_silent(load: str, rolling: Mapping[str, Found]) -> Row:
