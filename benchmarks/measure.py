@@ -101,11 +101,11 @@ def clean_environment() -> dict[str, str]:
 
 
 @contextmanager
-def installed_package() -> Iterator[Path]:
+def installed_package(checkout: Path = CHECKOUT) -> Iterator[Path]:
     """A folder for sys.path with a compiled copy of the package, as an installation would leave it."""
     with tempfile.TemporaryDirectory(prefix="hotrestart-benchmark-") as folder:
         package = Path(folder, "hotrestart")
-        shutil.copytree(CHECKOUT / "hotrestart", package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        shutil.copytree(checkout / "hotrestart", package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         subprocess.run([sys.executable, "-m", "compileall", "-q", package], check=True, env=clean_environment())
         yield Path(folder)
 

@@ -14,7 +14,7 @@ from inplace import FORMS, can_run
 from measure import Comparison, Table, command_line, in_turn, installed_package
 from worker import IMPORTS, JOBS, Worker
 
-_OURS = """
+OURS = """
 {imports}
 import hotrestart
 {jobs}
@@ -63,7 +63,7 @@ def measure(runs: int) -> list[Comparison | Table]:
 def _compare(form: str, what: str, package: Path, runs: int) -> Comparison:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         sides = {}
-        for side, text in {"floor": _FLOOR, "ours": _OURS}.items():
+        for side, text in {"floor": _FLOOR, "ours": OURS}.items():
             program = text.format(imports=IMPORTS[form], jobs=JOBS)
             worker = stack.enter_context(Worker(Path(folder, side), package, program, rests=False))
             worker.restart()  # from here on every generation has one before it, and all bytecode is warm
