@@ -5,11 +5,15 @@ The world (`world.py`) checks after every event that no promise is broken; here 
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import hotrestart
 from hotrestart.options import Options
+from hotrestart.rolling import worker
 from tests.rolling.world import Body, World
 
 pytestmark = pytest.mark.core
@@ -512,3 +516,21 @@ def test_a_message_that_comes_twice_or_late_changes_nothing() -> None:
     for message in ("ended", "ready", "loaded", "hung"):
         world.says_again(other, message, loaded)
     assert verbs(world, mark) == []
+
+
+def test_workers_are_not_all_replaced_after_the_same_number_of_jobs() -> None:
+    drawn = {worker._with_jitter(Options(workers=2, max_jobs=1000, jitter=0.5)) for _ in range(100)}
+    assert 1000 <= min(drawn) < max(drawn) <= 1500
+    assert worker._with_jitter(Options(workers=2, max_jobs=1000, jitter=0.0)) == 1000
+
+
+# --- of the code
+
+
+@pytest.mark.parametrize("name", ["rollout", "plan", "generation"])
+def test_the_decisions_import_nothing_that_could_do_io(name: str) -> None:
+    source = Path(hotrestart.__file__).with_name("rolling").joinpath(f"{name}.py").read_text()
+    body = [node for node in ast.parse(source).body if not isinstance(node, ast.If)]  # for type checkers alone
+    found = {each.module for node in body for each in ast.walk(node) if isinstance(each, ast.ImportFrom)}
+    assert not any(isinstance(each, ast.Import) for node in body for each in ast.walk(node))
+    assert found <= {"__future__", "random", "outcome", "generation", "plan"}

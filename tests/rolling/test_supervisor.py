@@ -697,21 +697,22 @@ def as_it_is():
 
 def main():
     signal.signal(signal.SIGTERM, lambda *_: stop())
-    signal.signal(signal.SIGHUP, lambda *_: supervisor.restart(told))
+    signal.signal(signal.SIGHUP, lambda *_: (due.append("children"), supervisor.restart(told)))
     before = as_it_is()
     supervisor = hotrestart.Supervisor([sys.executable, "app.py"])
     def stop():
         supervisor.stop()
     def told(outcome):
         report(outcome=outcome.as_document())
+        due.append("children")
     mine = selectors.DefaultSelector()
     mine.register(supervisor, selectors.EVENT_READ)
-    codes, children, turns = set(), [], 0
+    codes, children, due = set(), [], ["children"] * 3
     while supervisor.exit_status is None:
-        mine.select(min(supervisor.timeout(), 0.01))
+        mine.select(min(supervisor.timeout(), 3600))  # nothing but the supervisor's word ends it
         supervisor.step()
-        turns += 1
-        if len(children) < 5:
+        if due:  # also in the midst of a restart
+            due.pop()
             child = multiprocessing.get_context("spawn").Process(target=seven)
             child.start()
             children += [child, subprocess.Popen(["sh", "-c", "sleep 0.1; exit 7"])]
