@@ -13,7 +13,7 @@ import pytest
 
 import hotrestart
 from hotrestart.options import Options
-from hotrestart.rolling import worker
+from hotrestart.rolling.worker import _with_jitter
 from tests.rolling.world import Body, World
 
 pytestmark = pytest.mark.core
@@ -519,9 +519,9 @@ def test_a_message_that_comes_twice_or_late_changes_nothing() -> None:
 
 
 def test_workers_are_not_all_replaced_after_the_same_number_of_jobs() -> None:
-    drawn = {worker._with_jitter(Options(workers=2, max_jobs=1000, jitter=0.5)) for _ in range(100)}
+    drawn = {_with_jitter(Options(workers=2, max_jobs=1000, jitter=0.5)) for _ in range(100)}
     assert 1000 <= min(drawn) < max(drawn) <= 1500
-    assert worker._with_jitter(Options(workers=2, max_jobs=1000, jitter=0.0)) == 1000
+    assert _with_jitter(Options(workers=2, max_jobs=1000, jitter=0.0)) == 1000
 
 
 # --- of the code
