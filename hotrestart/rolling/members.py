@@ -6,6 +6,7 @@ import os
 
 from .. import last_words, log
 from ..processes import STATUS_UNKNOWN, Child
+from .generation import STARTING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ class Member:
             return self.reason, self.detail
         lines = last_words.lines_of(self.relay.tail) if self.relay is not None else []
         if self.process.is_server:
-            reason = last_words.why_it_ended("the new code", "before it called main()", status, lines)
-            return reason, last_words.quoted(lines)
+            loading = "the new code", "before it called main()"
+            loaded = "the fork server", "after it had loaded the program"
+            who, when = loading if self.process.state == STARTING else loaded
+            return last_words.why_it_ended(who, when, status, lines), last_words.quoted(lines)
         how = f"was killed by signal {-status}" if STATUS_UNKNOWN < status < 0 else f"ended with status {status}"
         return f"a worker {'is gone' if status == STATUS_UNKNOWN else how}", last_words.quoted(lines)
