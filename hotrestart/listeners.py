@@ -78,8 +78,8 @@ def listen(
     goes drops its queue. `mode` and `owner` (uid, gid) are for unix paths; a stale path (nobody answers) is replaced.
 
     A stop closes everything; it leaves a unix path where it is, as a stale one. A restart keeps every listener that
-    this generation has asked for. Raises AddressError (an OSError) that says what is wrong. Any thread may call it;
-    a signal handler may not.
+    this generation has asked for. Raises AddressError (an OSError) that says what is wrong. Any thread may call it; a
+    signal handler may not. A child that you fork shares the queue; what you exec yourself does not get it.
     """
     return listen_at(address, None, name=name, backlog=backlog, reuse_port=reuse_port, mode=mode, owner=owner)
 

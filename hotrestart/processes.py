@@ -164,8 +164,8 @@ def spawn(
     numbers, though they stay close-on-exec here. `redirect`: `{0: fd}` and so on, from descriptors above 2.
     `blocked`: its signal mask; signals that have handlers here have their default action there, and so have those that
     this program has begun to ignore. `own_group`: it leads a process group of its own, and what is left of that is
-    killed when the child has ended. Raises OSError if the command cannot be started. Safe in any thread; not in a
-    signal handler.
+    killed when the child has ended. Raises OSError if the command cannot be started. Safe in any thread, and in a
+    forked child; not in a signal handler.
     """
     if not hasattr(os, "posix_spawn"):
         raise HotRestartError("spawn() needs a POSIX system")
