@@ -50,8 +50,8 @@ def test_the_supervisor_has_nothing_of_the_program(program: Rolling) -> None:
     for library in ("_decimal", "_sqlite3"):
         assert library not in maps
     assert "_decimal" in Path(f"/proc/{program.workers()[0]}/maps").read_text()
-    resident = int(Path(f"/proc/{program.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    assert resident < 25_000_000
+    rollup = Path(f"/proc/{program.pid}/smaps_rollup").read_text()
+    assert int(rollup.split("\nPss:")[1].split()[0]) * 1024 < 15_000_000
     arguments = Path(f"/proc/{program.pid}/cmdline").read_bytes().split(b"\0")
     assert arguments[0] == program.python.encode()
     assert arguments[1:3] == [b"-I", b"-S"]
