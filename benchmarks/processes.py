@@ -23,6 +23,14 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def has_gone(pid: int) -> bool:
+    """Or is a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def session(leader: int) -> list[int]:
     """All processes of the session that `leader` has begun, whoever their parents are now, zombies left out."""
     found = []

@@ -19,7 +19,7 @@ from .harness import CHECKOUT, PATIENCE, clean_environment
 
 sys.path.insert(0, str(CHECKOUT / "benchmarks"))
 
-from servers import ledger, targets
+from servers import clients, ledger, targets
 from servers.clients import Load, Record
 from servers.ledger import Window
 
@@ -180,6 +180,13 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
+async def answer_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await head_of(reader)
+    await asyncio.sleep(3.5)
+    writer.write(OK)
+    writer.close()
+
+
 async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """And end when asked again."""
     await head_of(reader)
@@ -237,6 +244,17 @@ def test_failures_are_told_apart(serve: Serve | None, kind: str) -> None:
     records = asked(serve, timeout=0.1 if kind == "timeout" else PATIENCE)
     assert set(ledger.losses(records)) == {kind}
     assert not any(each.retried for each in records)
+
+
+def test_what_is_under_way_at_the_end_has_its_time_and_is_no_timeout() -> None:
+    records = asked(answer_late, timeout=PATIENCE)
+    assert records
+    assert ledger.losses(records) == {}
+
+
+def test_what_is_cut_off_is_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "AFTERWARDS", 0.1 - PATIENCE)
+    assert set(ledger.losses(asked(say_nothing, timeout=PATIENCE))) == {"cut off"}
 
 
 def test_a_kept_connection_that_dies_after_the_request_is_a_retry_and_not_lost() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 _WSGI = """
 def app(environ, start_response):
@@ -44,9 +45,31 @@ BROKEN = {
 _ARM = "bomb.ident or bomb.start(); "
 
 
-def deploy(folder: Path, kind: str, version: int, *, loads: float = 0, broken: str = "") -> None:
-    """Put a version of the application in place, in one step. `loads`: seconds that its import takes."""
-    first = BROKEN[broken] if broken else f"import time; time.sleep({loads})" if loads else ""
+class Slow(NamedTuple):
+    """An import that takes its time: asleep, as for a network, or busy, as for bytecode and tables."""
+
+    seconds: float  # of a clock, or of a processor
+    is_busy: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.seconds:g} s{' busy' if self.is_busy else ''}"
+
+    @property
+    def takes(self) -> float:
+        """Seconds of a clock at most, about: who is busy shares the processors with another worker and the clients."""
+        return self.seconds * (2 if self.is_busy else 1)
+
+    @property
+    def first(self) -> str:
+        if not self.is_busy:
+            return f"import time; time.sleep({self.seconds})"
+        spins = "while time.thread_time() < until:\n    for _ in range(1000):\n        pass"
+        return f"import time; until = time.thread_time() + {self.seconds}\n{spins}"
+
+
+def deploy(folder: Path, kind: str, version: int, first: str = "") -> None:
+    """Put a version of the application in place, in one step. `first`: what it does before all else."""
     body = _KINDS[kind].format(version=version, each=_ARM if "bomb" in first else "")
     new = folder / "app.py.new"
     new.write_text(f"import os\n{first}\n{body}\n#{'.' * version}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from . import ledger
+from . import apps, ledger
 from .clients import Load, Record
 from .peers import Peer
 from .reloads import serving
@@ -22,7 +22,7 @@ CRASHED = 3.0  # seconds after the crash of a worker
 RECOVERY = 8.0  # seconds in which the mended code has to answer
 RATE = 25.0  # requests a second of each kind
 TIMEOUT = 2.0  # seconds until a request counts as not answered
-READY = 5.0  # seconds: ready_timeout of ours, and the patience of the script around gunicorn's second master
+READY = 5.0  # seconds that new code has: the limit of those that have one, and of the script around gunicorn
 BEFORE, STEP = 1.0, 0.5  # seconds before the reload that the plot shows, and of one of its points
 
 
@@ -64,7 +64,7 @@ async def _one(peer: Peer, package: Path, kind: str) -> dict[str, Any]:
 
 async def _deploy_broken(service: Service, kind: str, began: float) -> tuple[str, float | None]:
     """What the one who asks is told within the time, and after how many seconds."""
-    service.deploy(2, broken=kind)
+    service.deploy(2, apps.BROKEN[kind])
     ask = service.peer.asks or service.peer.reload
     asked = asyncio.create_task(asyncio.to_thread(ask, service, 2))
     await asyncio.wait([asked], timeout=OBSERVED)

@@ -5,7 +5,8 @@ In the open loop requests are sent at a fixed rate, whatever the server does: on
 the closed loop each client asks again as soon as it has its answer, as fast as the processors allow. Half of the
 requests come on a new connection each, half on kept ones. A kept connection that has been closed before the request is
 sent costs nothing. One that dies afterwards is a retry: an HTTP library would ask again, once, as is done here, but not
-for a POST. Lost is what has no answer in the end.
+for a POST. Lost is what has no answer in the end: what is under way when the load ends is waited for, for as long as
+any request is.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any, NamedTuple
 
 KEPT = 10  # connections that are kept in the open loop, each used in turn
 CLOSED = 8  # clients of each kind in the closed loop
-AFTERWARDS = 3.0  # seconds that the last requests have
-KINDS = ("refused", "reset", "EOF", "timeout", "5xx", "other")
+AFTERWARDS = 1.0  # seconds over its timeout that the last request has
+KINDS = ("refused", "reset", "EOF", "timeout", "5xx", "other", "cut off")  # the last: by us, before its time was over
 
 _NEW = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 _KEEP = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -110,10 +111,10 @@ class Load:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Nothing more is asked; what is under way has some time, and is lost if that is not enough."""
+        """Nothing more is asked; what is under way has its time, as all before. A second attempt may still be cut off."""
         self._is_over = True
         if under_way := [*self._clients, *self._tasks]:
-            await asyncio.wait(under_way, timeout=AFTERWARDS)
+            await asyncio.wait(under_way, timeout=self._timeout + AFTERWARDS)
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -189,8 +190,10 @@ class Load:
         body, failure = b"", ""
         try:
             body = await asyncio.wait_for(ask(), self._timeout)
-        except (asyncio.TimeoutError, asyncio.CancelledError):  # cancelled: the load is over, and there is no answer
+        except asyncio.TimeoutError:
             failure = "timeout"
+        except asyncio.CancelledError:  # the load is over, and there is no answer
+            failure = "cut off"
         except ConnectionRefusedError:
             failure = "refused"
         except (ConnectionResetError, BrokenPipeError):

@@ -88,6 +88,7 @@ def account(records: Sequence[Record], steady: tuple[float, float], windows: Seq
         "lost": losses(after),
         "lost_in_the_steady_state": losses(calm),
         "retries": sum(each.retried for each in after),
+        "steady_retries": sum(each.retried for each in calm),
         "silence": max(longest_silence(records, window.began, window.ended) for window in windows),
         "steady_silence": longest_silence(records, *steady),
         **latencies(reloading),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from measure import CHECKOUT
-from processes import children
+from processes import children, has_gone
 
 from .service import Service, wait_for
 
@@ -61,6 +61,7 @@ def _hup(service: Service, _: int) -> str:
 def _gunicorn(*options: str) -> Callable[[Service], list[str]]:
     def command(service: Service) -> list[str]:
         shared = ["-w", "2", "-b", f"127.0.0.1:{service.port}", "--pid", "service.pid", "--log-level", "error"]
+        shared += ["--timeout", f"{service.ready_timeout:.0f}"]
         return [service.python, "-m", "gunicorn", *shared, *options, "app:app"]
 
     return command
@@ -69,15 +70,19 @@ def _gunicorn(*options: str) -> Callable[[Service], list[str]]:
 def _uvicorn(service: Service) -> list[str]:
     where = ["--fd", str(service.held.fileno())] if service.held else ["--port", str(service.port)]
     quiet = ["--log-level", "warning", "--no-access-log"]
-    return [service.python, "-m", "uvicorn", "--workers", "2", *where, *quiet, "app:app"]
+    limit = ["--timeout-worker-healthcheck", f"{service.ready_timeout:.0f}"]  # for a worker that is still loading, too
+    return [service.python, "-m", "uvicorn", "--workers", "2", *where, *quiet, *limit, "app:app"]
 
 
 def _hypercorn(service: Service) -> list[str]:
-    return [service.python, "-m", "hypercorn", "-w", "2", "-b", f"127.0.0.1:{service.port}", "app:app"]
+    where = ["-b", f"127.0.0.1:{service.port}", "--backlog", "1024"]
+    return [service.python, "-m", "hypercorn", "-w", "2", *where, "app:app"]
 
 
 def _granian(service: Service) -> list[str]:
     options = ["--interface", "asgi", "--workers", "2", "--host", "127.0.0.1", "--port", str(service.port)]
+    if service.loads:  # an old worker goes so long after the new one has been started, ready or not
+        options += ["--respawn-interval", f"{service.loads + 2:g}"]
     return [service.python, "-m", "granian", *options, "--log-level", "warning", "app:app"]
 
 
@@ -138,33 +143,38 @@ def _dance(service: Service, version: int) -> str:
     old = service.pid
     if not Path(f"/proc/{old}").exists():
         return "exit 1"
+    before = set(children(old))
     service.send(signal.SIGUSR2)
+    if not wait_for(lambda: set(children(old)) - before, 5.0):
+        return "exit 1"
+    new = max(set(children(old)) - before)  # it may have gone before it has written its pid file
     second = service.folder / "service.pid.2"
-    has_come = wait_for(second.exists, 5.0)
     patience = min(service.ready_timeout, 15.0)
-    has_ended = wait_for(lambda: not second.exists() or service.ask(1.0)[0] == version, patience)
-    if has_come and has_ended and second.exists():  # so the new code has answered
-        new = int(second.read_text())
+    is_decided = wait_for(lambda: has_gone(new) or service.ask(1.0)[0] == version, patience)
+    if is_decided and not has_gone(new):  # so the new code has answered
         wait_for(lambda: len(children(new)) >= 2, 5.0)
         service.send(signal.SIGTERM, old)  # WINCH is for daemons alone, and QUIT does not wait for requests
         wait_for(lambda: not second.exists(), 35.0)
         return "exit 0"
-    if has_come and second.exists():
-        service.send(signal.SIGTERM, int(second.read_text()))
+    service.send(signal.SIGQUIT, new)  # on TERM it waits for workers that hang; until it has gone, USR2 is ignored
+    wait_for(lambda: has_gone(new), 35.0)
     return "exit 1"
 
 
-def _circusctl(service: Service, _: int) -> str:
-    endpoint = f"tcp://127.0.0.1:{service.second_port}"
-    command = ["-m", "circus.circusctl", "--endpoint", endpoint, "--timeout", "30", "reload", "app", "--waiting"]
-    return f"exit {service.run(service.python, *command)}"
+def _circusctl(*options: str) -> Reload:
+    def reload(service: Service, _: int) -> str:
+        endpoint = f"tcp://127.0.0.1:{service.second_port}"
+        command = ["-m", "circus.circusctl", "--endpoint", endpoint, "--timeout", "30", "reload", "app", "--waiting"]
+        return f"exit {service.run(service.python, *command, *options)}"
+
+    return reload
 
 
 def _stop_start(service: Service, _: int) -> str:
     service.send(signal.SIGTERM)
-    service.wait_end()
+    has_ended = service.wait_end()
     service.start()
-    return ""
+    return "" if has_ended else "the old one did not end on TERM"
 
 
 def _restart(service: Service, _: int) -> str:
@@ -198,7 +208,8 @@ PEERS: Sequence[Peer] = (
     Peer("granian, HUP", "granian", "ASGI", _granian, _hup),
     Peer("uwsgi, chain reload", "uwsgi", "WSGI", _uwsgi, _chain),
     Peer("uwsgi, HUP", "uwsgi", "WSGI", _uwsgi, _hup),
-    Peer("circus and uvicorn, circusctl", "circus", "ASGI", _circus, _circusctl),
+    Peer("circus and uvicorn, circusctl", "circus", "ASGI", _circus, _circusctl()),
+    Peer("circus and uvicorn, circusctl --sequential", "circus", "ASGI", _circus, _circusctl("--sequential")),
     Peer("stop and start, uvicorn", "uvicorn", "ASGI", _uvicorn, _stop_start),
     Peer("stop and start, socket held", "uvicorn", "ASGI", _uvicorn, _stop_start, is_held=True),
     Peer("exec in place by hand, wsgiref", "", "WSGI", _by_hand, _hup, is_single=True),

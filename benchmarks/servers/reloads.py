@@ -7,6 +7,7 @@ import asyncio
 import statistics
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from . import apps, ledger
+from .apps import Slow
 from .clients import Load
 from .ledger import Window
 from .peers import Peer
@@ -34,7 +36,8 @@ class Plan:
     runs: int = 3
     opened: int = 3  # reloads in the open loop, a run
     closed: int = 2
-    slow: tuple[float, ...] = (3.0, 8.0)  # seconds that the new code takes to be imported
+    slow: tuple[Slow, ...] = (Slow(3.0), Slow(8.0), Slow(3.0, is_busy=True))  # how the new code is imported
+    slow_runs: int = 2  # of each of them
     steady: float = 2.0  # seconds of each load before the first reload
     quiet: float = 1.0  # seconds without an answer by the old code: then a reload is over, and the next one comes
     broken: Sequence[str] = tuple(apps.BROKEN)  # the kinds of broken deploys
@@ -42,15 +45,17 @@ class Plan:
     rate: float = 100.0  # requests a second of the open loop, on new connections, and as many on kept ones
 
 
-SHORT = Plan(runs=1, opened=1, closed=1, slow=(1.0,), steady=0.5, broken=("raises",))
+SHORT = Plan(runs=1, opened=1, closed=1, slow=(Slow(1.0), Slow(0.5, is_busy=True)), slow_runs=1, steady=0.5, broken=("raises",))
 MANY = Plan(runs=5, opened=20, closed=20, slow=(), quiet=0.3, broken=(), side_by_side=2)
 
 
 @asynccontextmanager
-async def serving(peer: Peer, package: Path, *, ready_timeout: float = 60.0) -> AsyncIterator[Service]:
+async def serving(
+    peer: Peer, package: Path, *, ready_timeout: float = 60.0, loads: float = 0.0
+) -> AsyncIterator[Service]:
     """The service, started and ended beside the event loop."""
     with tempfile.TemporaryDirectory(prefix="peers-", ignore_cleanup_errors=True) as folder:
-        service = Service(peer, Path(folder), package, ready_timeout=ready_timeout)
+        service = Service(peer, Path(folder), package, ready_timeout=ready_timeout, loads=loads)
         await asyncio.to_thread(service.__enter__)
         try:
             yield service
@@ -68,50 +73,53 @@ async def run(peer: Peer, package: Path, plan: Plan) -> dict[str, Any]:
 
 
 async def slow(peer: Peer, package: Path, plan: Plan) -> dict[str, Any]:
-    """New code that takes its time to be imported; all such times side by side, for they are spent asleep."""
-
-    async def one(loads: float) -> dict[str, Any]:
-        async with serving(peer, package) as service:
-            found, _ = await _under(service, plan, plan.rate, range(2, 3), loads=loads)
-            return found
-
-    return dict(zip(map(str, plan.slow), await asyncio.gather(*map(one, plan.slow)), strict=True))
+    """New code that takes its time to be imported, in each of the ways, by its name."""
+    found: dict[str, Any] = {}
+    for each in plan.slow:
+        async with serving(peer, package, loads=each.takes) as service:
+            found[each.name], _ = await _under(service, plan, plan.rate, range(2, 3), each)
+    return found
 
 
 async def _under(
-    service: Service, plan: Plan, rate: float, versions: range, loads: float = 0.0
+    service: Service, plan: Plan, rate: float, versions: range, slow: Slow | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reload to one version after the other under a load; the account, and the timeline of the first reload."""
     marks: list[tuple[int, float, float]] = []
-    async with Load(service.port, rate=rate, timeout=LIMIT + loads) as load:
+    told: Counter[str] = Counter()
+    async with Load(service.port, rate=rate, timeout=LIMIT + service.loads) as load:
         await asyncio.sleep(0.5)  # connections are made, caches warm
         began = monotonic()
         await asyncio.sleep(plan.steady)
         steady = (began, monotonic())
         for version in versions:
-            marks.append((version, *await _reload(service, load, version, loads, plan.quiet)))
+            service.deploy(version, slow.first if slow else "")
+            asked_at = monotonic()
+            asked = asyncio.create_task(asyncio.to_thread(service.peer.reload, service, version))
+            marks.append((version, asked_at, await _over(service, load, version, asked, plan.quiet)))
+            told[asked.result()] += 1
             if version not in load.first_answer:
                 break  # the next one would not take effect either
     ends = [*(mark[1] for mark in marks[1:]), monotonic()]
     windows = [Window(*mark, until) for mark, until in zip(marks, ends, strict=True)]
-    return ledger.account(load.records, steady, windows), ledger.timeline(load.records, windows[0])
+    account = {**ledger.account(load.records, steady, windows), "told": {text: told[text] for text in told if text}}
+    return account, ledger.timeline(load.records, windows[0])
 
 
-async def _reload(service: Service, load: Load, version: int, loads: float, quiet: float) -> tuple[float, float]:
-    """When it began and when it was over, as the clients see it."""
-    service.deploy(version, loads=loads)
-    began = monotonic()
-    asked = asyncio.create_task(asyncio.to_thread(service.peer.reload, service, version))
+async def _over(service: Service, load: Load, version: int, asked: asyncio.Task[str], quiet: float) -> float:
+    """When the reload is over, as the clients see it. It has its time from the end of the asking on: a script may have
+    had to wait for an old one that does not go."""
+    began = since = monotonic()
     while True:
         await asyncio.sleep(0.02)
         first = load.first_answer.get(version)
         old = max((when for number, when in load.last_answer.items() if number != version), default=began)
         now = monotonic()
-        is_over = now - max(old, first or now) > quiet
-        if is_over or now - began > (LIMIT if first else TAKES) + SEVERAL * loads:
+        since = since if asked.done() else now
+        is_over = asked.done() and now - max(old, first or now) > quiet
+        if is_over or now - since > (LIMIT if first else TAKES) + SEVERAL * service.loads:
             break
-    await asked
-    return began, min(monotonic(), max(old, first or monotonic()) + AFTER)
+    return min(monotonic(), max(old, first or monotonic()) + AFTER)
 
 
 def _weigh(service: Service) -> dict[str, float]:

@@ -33,9 +33,12 @@ PATIENCE = 30.0  # seconds for a first answer, and for an orderly end
 class Service:
     """Use it in a `with` block."""
 
-    def __init__(self, peer: Peer, folder: Path, package: Path, *, ready_timeout: float = 60.0) -> None:
-        """`package`: the folder with hotrestart. `ready_timeout`: of ours alone; no other has one to set."""
-        self.peer, self.folder, self.ready_timeout = peer, folder, ready_timeout
+    def __init__(
+        self, peer: Peer, folder: Path, package: Path, *, ready_timeout: float = 60.0, loads: float = 0.0
+    ) -> None:
+        """`package`: the folder with hotrestart. `ready_timeout`: seconds that a new worker has until it serves, for
+        those that have such a limit. `loads`: how long it will take, for those that wait a fixed time instead."""
+        self.peer, self.folder, self.ready_timeout, self.loads = peer, folder, ready_timeout, loads
         self.port, self.second_port, self.third_port = free_port(), free_port(), free_port()
         self.held: socket.socket | None = None
         self._package = package
@@ -98,13 +101,16 @@ class Service:
         except ProcessLookupError:
             pass  # it is dead: that is for the clients to notice
 
-    def wait_end(self) -> None:
-        """For the end of what was started last."""
+    def wait_end(self) -> bool:
+        """For the end of what was started last. False if it had to be forced: all of it is killed then."""
         try:
             self._processes[-1].wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._processes[-1].kill()
+            for pid in self.pids():
+                self.send(signal.SIGKILL, pid)
             self._processes[-1].wait()
+            return False
+        return True
 
     def pids(self) -> list[int]:
         """All processes of the service."""
@@ -141,8 +147,9 @@ class Service:
 
         wait_for(is_idle, 10.0)
 
-    def deploy(self, version: int, *, loads: float = 0.0, broken: str = "") -> None:
-        apps.deploy(self.folder, self.peer.kind, version, loads=loads, broken=broken)
+    def deploy(self, version: int, first: str = "") -> None:
+        """Put a version in place; `first`: what it does at import, one of those in `apps`."""
+        apps.deploy(self.folder, self.peer.kind, version, first)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")[-600:] if self._log.exists() else ""
