@@ -31,6 +31,14 @@ def has_gone(pid: int) -> bool:
         return True
 
 
+def command_line(pid: int) -> str:
+    """Nothing for a process that has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def session(leader: int) -> list[int]:
     """All processes of the session that `leader` has begun, whoever their parents are now, zombies left out."""
     found = []

@@ -2,17 +2,21 @@
 
 The floor is what cannot be left out, by hand: a process that starts a fresh interpreter on the HUP, which imports what
 the program imports and forks, and the child works. It waits for nobody, hands nothing over, and notices no failure.
+No side is timed while the other still ends its old generation: after each turn there is a wait for that, on both.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from inplace import FORMS, can_run
 from measure import Comparison, Table, command_line, in_turn, installed_package
-from worker import IMPORTS, JOBS, Worker
+from processes import family, has_gone
+from worker import IMPORTS, JOBS, PATIENCE, Worker
 
 OURS = """
 {imports}
@@ -67,8 +71,24 @@ def _compare(form: str, what: str, package: Path, runs: int) -> Comparison:
             program = text.format(imports=IMPORTS[form], jobs=JOBS)
             worker = stack.enter_context(Worker(Path(folder, side), package, program, rests=False))
             worker.restart()  # from here on every generation has one before it, and all bytecode is warm
-            sides[side] = worker.milliseconds_to_first_job
+            _settle(worker)
+            sides[side] = partial(_one_turn, worker)
         return Comparison(f"HUP to first job of a new worker, {what}", "ms", in_turn(sides, runs))
+
+
+def _one_turn(worker: Worker) -> float:
+    taken = worker.milliseconds_to_first_job()
+    _settle(worker)
+    return taken
+
+
+def _settle(worker: Worker) -> None:
+    """Wait until there is one generation: who is sent the HUP, who has loaded the program, and the worker."""
+    deadline = time.monotonic() + PATIENCE
+    while sum(not has_gone(pid) for pid in family(worker.pid)) != 3:
+        if time.monotonic() > deadline:
+            raise SystemExit(f"an old generation does not go: {worker.errors.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.005)
 
 
 if __name__ == "__main__":

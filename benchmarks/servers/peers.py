@@ -88,7 +88,8 @@ def _granian(service: Service) -> list[str]:
 
 def _uwsgi(service: Service) -> list[str]:
     program = shutil.which("uwsgi", path=sysconfig.get_path("scripts")) or "uwsgi"
-    options = ["--http-socket", f"127.0.0.1:{service.port}", "--master", "--workers", "2", "--listen", "1024"]
+    options = ["--http11-socket", f"127.0.0.1:{service.port}", "--master", "--workers", "2", "--listen", "1024"]
+    options += ["--threads", "16"]  # a kept connection holds a thread, and two would hold all workers
     options += ["--lazy-apps", "--need-app", "--die-on-term", "--disable-logging", "--master-fifo", "fifo"]
     home = ["--home", sys.prefix] if sys.prefix != sys.base_prefix else []
     return [program, *options, *home, "--pythonpath", ".", "--module", "app:app"]

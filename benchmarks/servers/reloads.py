@@ -15,12 +15,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from processes import has_gone
+
 from . import apps, ledger
 from .apps import Slow
 from .clients import Load
 from .ledger import Window
 from .peers import Peer
-from .service import Service
+from .service import Service, wait_for
 
 QUIET = 1.0  # seconds of rest after a reload on the scales
 TAKES = 8.0  # seconds, and the import several times, in which the first answer by the new code has to come
@@ -128,6 +130,7 @@ def _weigh(service: Service) -> dict[str, float]:
     for _ in range(100):
         service.ask()
     steady = statistics.median(service.pss() for _ in range(3))
+    old = service.others()
     samples = [steady]
     is_over = threading.Event()
 
@@ -141,7 +144,8 @@ def _weigh(service: Service) -> dict[str, float]:
         service.deploy(2)
         service.peer.reload(service, 2)
         service.wait_answer(2, TAKES)
-        is_over.wait(QUIET)  # the old ones go
+        wait_for(lambda: all(map(has_gone, old)), LIMIT)  # some ignore the next reload until then
+        is_over.wait(QUIET)
     finally:
         is_over.set()
         sampler.join()

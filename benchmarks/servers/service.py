@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from measure import clean_environment
-from processes import family, free_port, rollup, session, spent
+from processes import command_line, family, free_port, rollup, session, spent
 
 from . import apps
 
@@ -118,6 +118,10 @@ class Service:
         if self._processes[-1].poll() is None:
             found |= set(family(self._processes[-1].pid))
         return sorted(found)
+
+    def others(self) -> list[int]:
+        """All but the main process, and multiprocessing's own helper, which stays."""
+        return [pid for pid in self.pids() if pid != self.pid and "resource_tracker" not in command_line(pid)]
 
     def pss(self) -> float:
         """Of all its processes, in MB."""

@@ -10,7 +10,7 @@ from typing import Any
 from measure import Table
 
 from . import apps
-from .targets import targets
+from .targets import highest_silences, targets
 
 Found = Mapping[str, Any]
 """One peer: name, missing, runs, slow, broken, as `peers.py` writes it to servers.json."""
@@ -38,16 +38,17 @@ def _closed(peers: Sequence[Found]) -> Table:
 
 
 def _loaded(load: str, title: str, peers: Sequence[Found]) -> Table:
-    columns = ["peer", "runs", "reloads that took effect", "lost in all of them", "retries"]
-    columns += ["longest silence, s", "steady", "p50 in the reload, ms", "steady", "p99", "steady", "max", "steady"]
+    columns = ["peer", "runs", "reloads that took effect", "lost in all of them", "retries", "in the steady state"]
+    columns += ["longest silence, s", "steady", "highest / highest steady", "p50 in the reload, ms", "steady", "p99", "steady", "max", "steady"]
     columns += ["trigger to first new answer, s", "to last old answer, s"]
     table = Table(f"Reloads in {title}", columns)
     for each in _measured(peers, table, "runs"):
         runs = [run[load] for run in each["runs"]]
         took, reloads = (sum(run[name] for run in runs) for name in ("took_effect", "reloads"))
-        retries = sum(run["retries"] for run in runs)
-        row = [each["name"], len(runs), f"{took} of {reloads}", _lost(runs), retries]
+        row = [each["name"], len(runs), f"{took} of {reloads}{_told_also(runs)}", _lost(runs)]
+        row += [_sum(runs, name) for name in ("retries", "steady_retries")]
         row += [_median(runs, name, 3) for name in ("silence", "steady_silence")]
+        row.append(f"{highest_silences(runs):.1f}")
         for name in ("p50", "p99", "max"):
             row += [_median(runs, name, 1), _median(runs, f"steady_{name}", 1)]
         table.rows.append(row + [_median(runs, name, 2) for name in ("first_new", "last_old")])
@@ -65,20 +66,23 @@ def _memory(peers: Sequence[Found]) -> Table:
 
 
 def _slow(peers: Sequence[Found]) -> Table:
-    """Single reloads: so no spread."""
-    times = sorted({seconds for each in peers for seconds in each.get("slow") or ()}, key=float)
-    columns = ["peer"]
-    for seconds in times:
-        columns += [f"import of {float(seconds):g} s: longest silence, s", "max latency, ms", "lost", "first new, s"]
-    table = Table("One reload each to code that takes its time to be imported, in the open loop", columns)
+    kinds = list(dict.fromkeys(kind for each in peers for kind in each.get("slow") or ()))
+    columns = ["peer", "reloads each"]
+    for kind in kinds:
+        columns += [f"import of {kind}: longest silence, s", "max latency, ms", "lost in all of them", "first new, s"]
+    table = Table("Reloads to code that takes its time to be imported, in the open loop", columns)
     for each in _measured(peers, table, "slow"):
-        row = [each["name"]]
-        for found in (each["slow"][seconds] for seconds in times):
-            longest = f"{found['max']:.0f}" if "max" in found else "-"
-            first = _median([found], "first_new", 1) if found["took_effect"] else "never"
-            row += [f"{found['silence']:.2f}", longest, _lost([found]), first]
+        row = [each["name"], max(map(len, each["slow"].values()))]
+        for runs in (each["slow"].get(kind, []) for kind in kinds):
+            row += [_median(runs, "silence", 2), _median(runs, "max", 0), _lost(runs), _first_new(runs)]
         table.rows.append(row)
     return table
+
+
+def _first_new(runs: Sequence[Found]) -> str:
+    never = sum(not run["took_effect"] for run in runs)
+    times = _median(runs, "first_new", 1) if never < len(runs) else "never"
+    return f"{times}{f', never in {never} of {len(runs)}' if 0 < never < len(runs) else ''}{_told_also(runs)}"
 
 
 def _broken(peers: Sequence[Found]) -> Table:
@@ -133,6 +137,20 @@ def _lost(runs: Iterable[Found]) -> str:
         kinds.update(run["lost"])
     named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return f"**{kinds.total()}** ({named})" if kinds else "0"
+
+
+def _told_also(runs: Iterable[Found]) -> str:
+    """What those who asked were told, if it was not that all is well."""
+    told: Counter[str] = Counter()
+    for run in runs:
+        told.update({text: count for text, count in run.get("told", {}).items() if text != "exit 0"})
+    return f" ({', '.join(f'{count} times {text}' for text, count in told.items())})" if told else ""
+
+
+def _sum(runs: Iterable[Found], name: str) -> int | str:
+    """A dash if a run does not know."""
+    values = [run.get(name) for run in runs]
+    return "-" if None in values else sum(values)
 
 
 def _told(kind: Found) -> str:
