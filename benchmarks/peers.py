@@ -59,7 +59,8 @@ How to read it:
 * uwsgi speaks HTTP/1.1 on `--http11-socket`, where a kept connection holds a thread: so it has 16 in each worker.
 * circusctl is a command and gunicorn's USR2 a script: the time from the trigger has the boot of circusctl in it, as
   it has for whoever deploys so. All others are sent a signal, or a letter through a pipe.
-* "The old one did not end on TERM": stop and start waits 30 s for it, and kills it then.
+* "The old one did not end on TERM": stop and start waits 30 s for it, and kills it then. uvicorn waits for its
+  connections for as long as they last, unless `--timeout-graceful-shutdown` is given, which nobody here has to give.
 
 """
 _RELOADS = """# Many rolling reloads, one soon after another

@@ -33,6 +33,14 @@ def redis_server(folder: Path) -> Iterator[int]:
         process.wait()
 
 
+def flush(port: int, database: int) -> None:
+    """Nothing is in it any more: its number may have been used before."""
+    with socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE) as connection, connection.makefile() as said:
+        connection.sendall(f"SELECT {database}\r\nFLUSHDB\r\n".encode())
+        if [said.readline() for _ in range(2)] != ["+OK\n"] * 2:
+            raise SystemExit("redis-server does not empty a database")
+
+
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + _PATIENCE
     while True:

@@ -14,15 +14,16 @@ from measure import FLOOR
 JOBS = """
 import os, time
 
-def do(version, number, seconds):
-    say(version, number, "begun")
+def do(version, number, seconds, task="-"):
+    say(version, number, "begun", task)
     if seconds:
         time.sleep(seconds)
-    say(version, number, "done")
+    say(version, number, "done", task)
 
-def say(version, number, what):
+def say(version, number, what, task):
+    line = "%d %s %d %d %d %s\\n" % (number, what, os.getpid(), version, time.monotonic_ns(), task)
     with open("ledger", "ab", buffering=0) as ledger:
-        ledger.write(b"%d %s %d %d %d\\n" % (number, what.encode(), os.getpid(), version, time.monotonic_ns()))
+        ledger.write(line.encode())
 """
 
 # The same two calls by redis-py, and by as little as can be.
@@ -123,9 +124,10 @@ from jobs import do
 VERSION = {version}
 app = Celery("app", broker="redis://127.0.0.1:{port}/{database}")
 
-@app.task(ignore_result=True)
-def run(number, seconds):
-    do(VERSION, number, seconds)
+@app.task(bind=True, ignore_result=True)
+def run(self, number, seconds):
+    redelivered = " redelivered" if (self.request.delivery_info or {{}}).get("redelivered") else ""
+    do(VERSION, number, seconds, self.request.id + redelivered)
 """
 
 _DRAMATIQ = """
@@ -182,6 +184,7 @@ class Side:
     client: str = "redis_py"
     options: str = ""
     is_stopped_and_started: bool = False
+    note: str = ""  # for the table
     has_exec: bool = True  # its HUP ends in an exec of the pid, from which the boot window is counted
 
     def source(self, version: int, port: int, database: int) -> str:
@@ -213,10 +216,22 @@ _FED_BY_DELAY = "from app import run\nput = run.delay\n"
 _FED_BY_SEND = "from app import run\nput = run.send\n"
 _FED_BY_CALL = "from app import run\nput = run\n"
 _CELERY_COMMAND = "celery -A app worker --loglevel error --concurrency 1 --pool "
+_MINGLE = "at its start celery waits a second for other workers to tell of themselves, unless --without-mingle is given"
+_WORK_HORSE = "imports the job anew in a process forked for each, so that new code is taken without a restart, and HUP ends "
+_WORK_HORSE += "it; what can be timed is a stop by TERM and a start, to the first job of the new process"
 PEERS = [
-    Side("celery (solo)", _CELERY_COMMAND + "solo", _CELERY, _FED_BY_DELAY, "celery"),
+    Side("celery (solo)", _CELERY_COMMAND + "solo", _CELERY, _FED_BY_DELAY, "celery", note=_MINGLE),
+    Side("celery (solo) --without-mingle", f"{_CELERY_COMMAND}solo --without-mingle", _CELERY, _FED_BY_DELAY, "celery"),
     Side("celery (prefork)", _CELERY_COMMAND + "prefork", _CELERY, _FED_BY_DELAY, "celery"),
     Side("dramatiq", "dramatiq app --processes 1 --threads 1", _DRAMATIQ, _FED_BY_SEND, "dramatiq"),
     Side(HUEY, "huey_consumer app.huey --workers 1 --worker-type thread", _HUEY, _FED_BY_CALL, "huey"),
-    Side("rq", "rq worker --url redis://127.0.0.1:{port}/{database}", _RQ, _RQ_FED, "rq"),
+    Side(
+        "rq, TERM and start",
+        "rq worker --url redis://127.0.0.1:{port}/{database}",
+        _RQ,
+        _RQ_FED,
+        "rq",
+        is_stopped_and_started=True,
+        note=_WORK_HORSE,
+    ),
 ]

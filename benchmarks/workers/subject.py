@@ -17,7 +17,7 @@ from pathlib import Path
 from measure import clean_environment
 from processes import family, session
 
-from .broker import DATABASES
+from .broker import DATABASES, flush
 from .sides import BY_HAND, JOBS, REDIS_PY, Side
 
 PATIENCE = 60.0  # seconds until a worker that does not come to where it should is given up
@@ -49,6 +49,7 @@ class Line:
     pid: int
     version: int
     moment: float
+    task: str  # what its queue calls the task, and whether it says that it has been delivered before; "-" if unknown
 
 
 class WorkerError(Exception):
@@ -70,6 +71,7 @@ class Subject:
         (self._folder / "ledger").touch()
         self._read, self._lines = 0, list[Line]()
         self._process: subprocess.Popen[bytes] | None = None
+        flush(where.port, self._database)
         self.deploy()
         self._feeder = self._popen([str(where.python), str(_FEEDER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -97,6 +99,21 @@ class Subject:
         assert self._feeder.stdin is not None
         self._feeder.stdin.write(f"slow {number} {seconds}\n".encode())
         self._feeder.stdin.flush()
+
+    def catch_up(self, timeout: float) -> bool:
+        """Wait until all jobs that have been put in so far are done. False if that takes too long."""
+        assert self._feeder.stdin is not None
+        assert self._feeder.stdout is not None
+        self._feeder.stdin.write(b"count\n")
+        self._feeder.stdin.flush()
+        numbers = range(int(self._feeder.stdout.readline()))
+        try:
+            self.wait(lambda: all(number in self.done() for number in numbers), "all jobs done", timeout)
+        except WorkerError:
+            if self.exit_code() is not None:
+                raise
+            return False
+        return True
 
     def finish(self) -> int:
         """No more jobs are put in; how many there were. Waits until all are done, or none has been for some time: a
@@ -144,8 +161,8 @@ class Subject:
         new = new[: new.rfind(b"\n") + 1]
         self._read += len(new)
         for line in new.decode().splitlines():
-            number, what, pid, version, moment = line.split()
-            self._lines.append(Line(int(number), what, int(pid), int(version), int(moment) / 1e9))
+            number, what, pid, version, moment, task = line.split(maxsplit=5)
+            self._lines.append(Line(int(number), what, int(pid), int(version), int(moment) / 1e9, task))
         return self._lines
 
     def begun_by(self, version: int, after: float = 0.0) -> Line | None:
@@ -156,6 +173,14 @@ class Subject:
     def done(self) -> Counter[int]:
         """How often each numbered job was done."""
         return Counter(each.number for each in self.lines() if each.what == "done")
+
+    def repeats(self) -> list[str]:
+        """Each numbered job that was done more than once: whether it was the same task again."""
+        tasks: dict[int, list[str]] = {}
+        for each in self.lines():
+            if each.what == "done":
+                tasks.setdefault(each.number, []).append(each.task)
+        return [how_repeated(each) for each in tasks.values() if len(each) > 1]
 
     def longest_gap(self, since: float) -> float:
         """The longest time between two beginnings of jobs from a little before the moment on."""
@@ -231,6 +256,15 @@ class Subject:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def how_repeated(tasks: list[str]) -> str:
+    """Of a job that was done so often, by the names of its tasks: "ID", or "ID redelivered"."""
+    if "-" in tasks:
+        return "its queue does not tell"
+    if len({task.split()[0] for task in tasks}) > 1:
+        return "published twice"
+    return f"the same task again, {'' if any('redelivered' in task for task in tasks) else 'not '}marked as redelivered"
 
 
 def how_it_ended(status: int | None) -> str:

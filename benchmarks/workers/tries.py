@@ -6,11 +6,12 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import median
 
 from .sides import Side
-from .subject import Subject, Where, WorkerError, how_it_ended
+from .subject import Line, Subject, Where, WorkerError, how_it_ended
 
-WINDOW = 0.3  # seconds after the exec in which the second HUP comes
+CATCH_UP = 20.0  # seconds in which what waits in the queue is done before the next restart
 SLOW = 1_000_000  # numbers of slow jobs begin here
 IN_HAND = 1.0  # seconds that a slow job takes
 LATE = 8.0  # seconds after which a worker that has not ended goes on
@@ -24,44 +25,68 @@ class Restarts:
 
     to_first_job: list[float] = field(default_factory=list)
     without_a_job: list[float] = field(default_factory=list)
+    boots: list[float] = field(default_factory=list)  # from the exec (HUP, if there is none) to the first job
     jobs: int = 0
     lost: int = 0
-    repeated: int = 0
+    repeats: list[str] = field(default_factory=list)  # how, for each job that was repeated
+    not_caught_up: int = 0  # restarts with a queue that was not empty
+
+    @property
+    def repeated(self) -> int:
+        return len(self.repeats)
+
+    @property
+    def window(self) -> float:
+        """Seconds after the exec in which a second HUP meets a worker that boots."""
+        return median(self.boots)
 
 
 def good_restarts(where: Where, side: Side, times: int, into: Restarts) -> None:
     """Start it, feed it, restart it with new code so often, or fewer times if it takes too long, and look into the
-    ledger. WorkerError if it dies."""
+    ledger. Each restart finds an empty queue, if it can be had. WorkerError if it dies."""
     began = time.monotonic()
     with Subject(where, side) as subject:
         subject.wait_calm()
         for _ in range(times):
             if time.monotonic() > began + MOST_RESTARTING:
                 break
-            version = subject.deploy()
-            asked = time.monotonic()
-            if side.is_stopped_and_started:
-                subject.send(signal.SIGTERM)
-                subject.wait(lambda: subject.exit_code() is not None, "the end", alive=False)
-                subject.start()
-            else:
-                subject.send(signal.SIGHUP)
-            subject.wait(lambda version=version: subject.begun_by(version), "a job by the new code")
-            first = subject.begun_by(version)
-            assert first is not None
-            subject.wait(lambda first=first: subject.begun_by(0, first.moment + 0.5), "jobs after the first")
+            into.not_caught_up += not subject.catch_up(CATCH_UP)
+            asked, first, booting_since = _restart(subject)
             into.to_first_job.append(first.moment - asked)
+            into.boots.append(first.moment - booting_since)
+            subject.wait(lambda first=first: subject.begun_by(0, first.moment + 0.5), "jobs after the first")
             into.without_a_job.append(subject.longest_gap(asked))
         numbers = subject.finish()
         done = subject.done()
         into.jobs += numbers
         into.lost += sum(number not in done for number in range(numbers))
-        into.repeated += sum(count > 1 for number, count in done.items() if number < SLOW)
+        into.repeats += subject.repeats()
 
 
-def second_hups(where: Where, side: Side, tries: int) -> Iterator[str]:
-    """For each try: what became of it after a second HUP within the window after its exec (rolling: after the first
-    HUP): "lives", "died", or "is stuck": it does no job any more, and needs somebody to start it again as well."""
+def _restart(subject: Subject) -> tuple[float, Line, float]:
+    """When it was asked for, the first job by the new code, and since when it was booted."""
+    mark, version = subject.mark(), subject.deploy()
+    asked = since = time.monotonic()
+    if subject.side.is_stopped_and_started:
+        subject.send(signal.SIGTERM)
+        subject.wait(lambda: subject.exit_code() is not None, "the end", alive=False)
+        since = time.monotonic()
+        subject.start()
+    else:
+        subject.send(signal.SIGHUP)
+        if subject.side.has_exec:
+            subject.wait(lambda: subject.mark() not in (mark, b""), "the exec")
+            since = time.monotonic()
+    after = since if subject.side.is_stopped_and_started else asked
+    subject.wait(lambda: subject.begun_by(version, after), "a job by the new code")
+    first = subject.begun_by(version, after)
+    assert first is not None
+    return asked, first, since
+
+
+def second_hups(where: Where, side: Side, tries: int, window: float) -> Iterator[str]:
+    """For each try: what became of it after a second HUP within `window` seconds after its exec (rolling: after the
+    first HUP): "lives", "died", or "is stuck": it does no job any more, and needs somebody to start it again as well."""
     began = time.monotonic()
     subject = Subject(where, side)
     try:
@@ -74,7 +99,7 @@ def second_hups(where: Where, side: Side, tries: int) -> Iterator[str]:
                 subject.kill()
                 subject.start()
                 subject.wait_calm()
-            yield _after_a_second_hup(subject, (number * 7 % tries) * WINDOW / tries)
+            yield _after_a_second_hup(subject, (number * 7 % tries) * window / tries)
     finally:
         subject.__exit__()
 
