@@ -4,7 +4,7 @@ Each program is restarted through its control socket, at rest before and after. 
 the answer that the new generation serves (all its workers are ready); "first new worker" to the first turn of a new
 loop. CPU is that of the process with the known pid: the supervisor's, or the program's own. PSS counts a shared page
 once. The exponent is that of the increase above the smallest size (fitting.py): 1 is linear. All sizes are started
-before the first run, and take turns in shuffled order.
+before the first run, and take turns in shuffled order. Then the targets, and whether this run has reached them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,11 @@ from processes import family, rollup
 PATIENCE = 120.0  # seconds until a program that does not answer is given up
 WATCHED = 1.0 if "--short" not in sys.argv else 0.05  # seconds for which the CPU of a program at rest is counted
 PRELOADED = "workers={size}"
+ABOUT = 1.25  # forks by hand that a worker more may cost
+EACH_WORKER = (
+    "each worker has its own pipes, pidfd and shared page and reports over its own lifeline, and the supervisor "
+)
+EACH_WORKER += "books it; a bare fork does none of that"
 
 PROGRAM = """
 import os, sys, time
@@ -215,7 +220,27 @@ def measure(runs: int) -> list[Comparison | Table]:
             print(f"measured: {axis.title}", file=sys.stderr, flush=True)
             if axis is WORKERS:
                 results += _against_forks(samples)
-    return results
+    return [*results, targets([each.as_json() for each in results if isinstance(each, Growth)])]
+
+
+def targets(grown: Sequence[Mapping[str, Any]]) -> Table:
+    """Of the axes as they are in JSON."""
+    table = Table("Targets", ["target", "figure", "reached", "if not, why"])
+    for axis in grown:
+        verdicts = {quantity: of["verdict"].replace("*", "") for quantity, of in axis["figures"].items()}
+        if "bare forks, ms" in verdicts:
+            ours, bare = (axis["figures"][quantity]["each"] for quantity in ("reload, ms", "bare forks, ms"))
+            figure = f"{ours:g} ms a worker more, {bare:g} ms a fork more: {ours / bare:.1f}"
+            verdict = ("reached", "") if ours <= ABOUT * bare else ("**not reached**", EACH_WORKER)
+            target = f"the reload of N idle preloaded workers is about N forks: at most {ABOUT:g} each"
+            table.rows.append([target, figure, *verdict])
+        bad = {quantity: verdict for quantity, verdict in verdicts.items() if "worse" in verdict}
+        is_known = any(verdict == "worse than linear" for verdict in bad.values())
+        verdict = "**not reached**" if is_known else "cannot be told" if bad else "reached"
+        why = "; ".join(f"{quantity}: {verdict}" for quantity, verdict in bad.items())
+        figure = f"{len(verdicts) - len(bad)} of {len(verdicts)} quantities"
+        table.rows.append([f"{axis['title']}: nothing worse than linear", figure, verdict, why])
+    return table
 
 
 def _run(axis: Axis, sizes: tuple[int, ...], folder: Path, package: Path, runs: int) -> dict[str, dict[int, Any]]:

@@ -63,7 +63,8 @@ def test_run_writes_all_results_and_a_summary(tmp_path: Path) -> None:
     summary = (tmp_path / "README.md").read_text()
     assert all(f"## {name}" in summary for name in some)
     run("run.py", "--results", str(tmp_path), "--only", "primitives")
-    assert (tmp_path / "README.md").read_text().count("## ") == len(some), "the others are kept"
+    parts = (tmp_path / "README.md").read_text().count("\n## ")
+    assert parts == len(["Aims", *some]), "the others are kept"
 
 
 def test_a_wrong_number_of_runs_is_refused() -> None:
@@ -71,3 +72,21 @@ def test_a_wrong_number_of_runs_is_refused() -> None:
     ran = subprocess.run(command, env=clean_environment(), stderr=subprocess.PIPE, timeout=PATIENCE)
     assert ran.returncode == 2
     assert b"1 or more" in ran.stderr
+
+
+def test_an_aim_is_held_against_the_worst_of_the_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import run as all_benchmarks
+
+    def python(peak: float) -> dict:
+        titles = {"PSS of the tree after 10 reloads": 100.0, "PSS of the tree at the peak of a reload": peak}
+        sides = {name: {"ours, batch=1": {"median": value}, "ours": {"median": 1.0}} for name, value in titles.items()}
+        ratios = {"ours": {"ratio": 1.05}, "ours, batch=1": {"ratio": 1.0}}
+        return {"results": [{"name": name, "sides": of, "ratios": ratios} for name, of in sides.items()]}
+
+    def lines(*peaks: float) -> list[str]:
+        text = all_benchmarks._aims({"memory": [python(peak) for peak in peaks]})
+        return [line for line in text.splitlines() if "at the peak" in line]
+
+    assert [("1.30 | 1.20 to 1.25 | reached" in line) for line in lines(120.0, 125.0)] == [True]
+    assert [("1.30 | 1.20 to 1.50 | **not reached**" in line) for line in lines(120.0, 150.0)] == [True]

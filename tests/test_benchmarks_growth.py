@@ -82,13 +82,16 @@ def test_the_short_form_prints_tables_and_writes_figures(tmp_path: Path) -> None
     document = json.loads(numbers.read_text())
     assert document["benchmark"] == "growth"
     results = document["pythons"][0]["results"]
+    about_forks, *axes = results[-1]["rows"]
+    assert "about N forks" in about_forks[0]
+    assert [row[0].partition(":")[0] for row in axes] == [each["title"] for each in results if "figures" in each]
     for unit in ("workers", "listeners", "state", "descriptors", "objects"):
         assert any(unit in result.get("title", "") for result in results), unit
     for result in results:
         if "rows" in result:
             assert result["title"] in printed
             assert {len(row) for row in result["rows"]} == {len(result["columns"])}
-            for figure in result["figures"].values():
+            for figure in result.get("figures", {}).values():
                 assert all(size["runs"] == 2 for size in figure["sizes"].values())
                 assert figure["verdict"]
         else:

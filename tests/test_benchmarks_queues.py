@@ -9,8 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .conftest import missing
 from .harness import CHECKOUT, PATIENCE, clean_environment
+
+sys.path.insert(0, str(CHECKOUT / "benchmarks"))
+
+from workers import broker, subject
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 
@@ -39,11 +45,40 @@ def test_the_short_form_loses_nothing_and_writes_its_figures(tmp_path: Path) -> 
     assert killed.startswith("0 of 2, in "), killed
     for side in rows:
         raw = document["pythons"][0]["raw"][side]
+        assert raw["not_caught_up"] == 0, side
         assert len(raw["to_first_job"]) == len(raw["boots"]) == rows[side]["restarts"]
         assert all(0 < boot <= whole for boot, whole in zip(raw["boots"], raw["to_first_job"], strict=True)), side
     assert [value for name, value in ours.items() if "TERM" in name] == ["finishes, exit 0 (1 of 1)"]
     assert {row[2] for row in targets["rows"] if "1.10" not in row[0]} == {"reached"}
     assert str(tmp_path) not in json.dumps(document)
+
+
+def test_a_database_that_is_used_again_is_empty(tmp_path: Path) -> None:
+    if shutil.which("redis-server") is None:
+        missing("redis-server (Debian: apt-get install redis-server)")
+    with broker.redis_server(tmp_path) as port:
+        import redis
+
+        clients = [redis.Redis(port=port, db=number) for number in (3, 4)]
+        for client in clients:
+            client.rpush("jobs", "left")
+        broker.flush(port, 3)
+        assert [client.exists("jobs") for client in clients] == [0, 1]
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        (["-", "-"], "its queue does not tell"),
+        (["a", "b"], "published twice"),
+        (["a", "a"], "the same task again, not marked as redelivered"),
+        (["a", "a redelivered"], "the same task again, marked as redelivered"),
+    ],
+)
+def test_how_a_job_was_repeated_is_told(tasks: list[str], told: str) -> None:
+    assert subject.how_repeated(tasks) == told
 
 
 def test_the_extra_in_pyproject_is_what_the_benchmark_installs() -> None:

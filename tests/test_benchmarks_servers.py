@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .harness import CHECKOUT, PATIENCE, clean_environment
 
 sys.path.insert(0, str(CHECKOUT / "benchmarks"))
 
-from servers import clients, ledger, targets
+from servers import apps, clients, ledger, tables, targets
 from servers.clients import Load, Record
 from servers.ledger import Window
 
@@ -43,7 +44,7 @@ def test_the_short_form_measures_ours_and_a_peer(tmp_path: Path) -> None:
         assert each["timeline"]["old"]
         assert each["timeline"]["new"]
     ours = next(each for name, each in found.items() if name.startswith("hotrestart"))
-    assert ours["runs"][0]["open"]["lost"] == ours["slow"]["1.0"]["lost"] == {}
+    assert ours["runs"][0]["open"]["lost"] == ours["slow"]["0.5 s busy"][0]["lost"] == {}
     assert ours["broken"]["raises"]["availability"] == 100
     assert ours["broken"]["raises"]["told"] == "exit 1"
     assert ours["broken"]["raises"]["recovery"] is not None
@@ -124,6 +125,36 @@ def test_that_nothing_is_lost_takes_two_hundred_reloads(runs: int, lost: dict[st
     rows = targets.targets([{"name": "hotrestart, rolling, one of them", "runs": found}]).rows
     verdicts = {row[0].partition(":")[0]: row[2] for row in rows if "nothing lost" in row[0]}
     assert verdicts == {"rolling, open loop": verdict, "rolling, closed loop": verdict}
+
+
+def test_a_slow_import_sleeps_or_computes() -> None:
+    asleep, busy = apps.Slow(0.1), apps.Slow(0.1, is_busy=True)
+    assert (asleep.name, busy.name) == ("0.1 s", "0.1 s busy")
+    for each, clock in ((asleep, time.monotonic), (busy, time.thread_time)):
+        began = clock()
+        exec(each.first, {})
+        assert clock() - began >= 0.1
+
+
+def test_an_answer_that_is_no_good_news_is_told_beside_what_took_effect() -> None:
+    load = {**ledger.account(RECORDS, (0.0, 1.5), [WINDOW]), "told": {"exit 0": 1, "the old one did not end": 2}}
+    run = {"open": load, "closed": load, "memory": {"steady": 1.0, "peak": 2.0}}
+    table = tables.all_tables([{"name": "a peer", "runs": [run]}])[0].as_json()
+    row = dict(zip(table["columns"], table["rows"][0], strict=False))
+    assert row["reloads that took effect"] == "1 of 1 (2 of them: the old one did not end)"
+
+
+def test_silence_is_held_against_the_steady_state() -> None:
+    load = {**ledger.account(RECORDS, (0.0, 1.5), [WINDOW]), "lost": {}}
+    rows = {}
+    for restarting in (0.1, 0.3):
+        run = {**load, "silence": restarting, "steady_silence": 0.2}
+        found = {"name": "hotrestart, rolling, it", "runs": [{"open": run, "closed": run}], "slow": {"3 s": [run, run]}}
+        rows[restarting] = [row for row in targets.targets([found]).rows if "longest silence" in row[0]]
+    assert [len(each) for each in rows.values()] == [3, 3]
+    assert {row[2] for row in rows[0.1]} == {"reached"}
+    assert {row[2] for row in rows[0.3]} == {"**not reached**"}
+    assert all("1.50: 0.300 s, steady 0.200 s (it)" in row[1] for row in rows[0.3])
 
 
 def test_availability_is_the_share_of_what_was_sent_in_the_time() -> None:

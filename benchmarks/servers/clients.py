@@ -111,7 +111,7 @@ class Load:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """Nothing more is asked; what is under way has its time, as all before. A second attempt may still be cut off."""
+        """Nothing more is asked; what is under way has its time, as all before. A second attempt may be cut off."""
         self._is_over = True
         if under_way := [*self._clients, *self._tasks]:
             await asyncio.wait(under_way, timeout=self._timeout + AFTERWARDS)

@@ -39,7 +39,17 @@ def _closed(peers: Sequence[Found]) -> Table:
 
 def _loaded(load: str, title: str, peers: Sequence[Found]) -> Table:
     columns = ["peer", "runs", "reloads that took effect", "lost in all of them", "retries", "in the steady state"]
-    columns += ["longest silence, s", "steady", "highest / highest steady", "p50 in the reload, ms", "steady", "p99", "steady", "max", "steady"]
+    columns += [
+        "longest silence, s",
+        "steady",
+        "highest / highest steady",
+        "p50 in the reload, ms",
+        "steady",
+        "p99",
+        "steady",
+        "max",
+        "steady",
+    ]
     columns += ["trigger to first new answer, s", "to last old answer, s"]
     table = Table(f"Reloads in {title}", columns)
     for each in _measured(peers, table, "runs"):
@@ -144,7 +154,7 @@ def _told_also(runs: Iterable[Found]) -> str:
     told: Counter[str] = Counter()
     for run in runs:
         told.update({text: count for text, count in run.get("told", {}).items() if text != "exit 0"})
-    return f" ({', '.join(f'{count} times {text}' for text, count in told.items())})" if told else ""
+    return f" ({', '.join(f'{count} of them: {text}' for text, count in told.items())})" if told else ""
 
 
 def _sum(runs: Iterable[Found], name: str) -> int | str:

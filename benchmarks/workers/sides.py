@@ -217,7 +217,9 @@ _FED_BY_SEND = "from app import run\nput = run.send\n"
 _FED_BY_CALL = "from app import run\nput = run\n"
 _CELERY_COMMAND = "celery -A app worker --loglevel error --concurrency 1 --pool "
 _MINGLE = "at its start celery waits a second for other workers to tell of themselves, unless --without-mingle is given"
-_WORK_HORSE = "imports the job anew in a process forked for each, so that new code is taken without a restart, and HUP ends "
+_WORK_HORSE = (
+    "imports the job anew in a process forked for each, so that new code is taken without a restart, and HUP ends "
+)
 _WORK_HORSE += "it; what can be timed is a stop by TERM and a start, to the first job of the new process"
 PEERS = [
     Side("celery (solo)", _CELERY_COMMAND + "solo", _CELERY, _FED_BY_DELAY, "celery", note=_MINGLE),

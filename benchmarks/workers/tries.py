@@ -86,7 +86,7 @@ def _restart(subject: Subject) -> tuple[float, Line, float]:
 
 def second_hups(where: Where, side: Side, tries: int, window: float) -> Iterator[str]:
     """For each try: what became of it after a second HUP within `window` seconds after its exec (rolling: after the
-    first HUP): "lives", "died", or "is stuck": it does no job any more, and needs somebody to start it again as well."""
+    first HUP): "lives", "died", or "is stuck": it does no job any more, and somebody has to start it again as well."""
     began = time.monotonic()
     subject = Subject(where, side)
     try:
