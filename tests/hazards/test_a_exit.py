@@ -414,6 +414,51 @@ def test_h8_nothing_printed_is_lost(program: Program, form: tuple[str, ...], to:
     assert printed == "".join(f"main {n}\n{x}\nend {n}\nno newline {n};exit {n}\n" for n in (1, 2, 3))
 
 
+LEFT_OPEN = """
+import atexit, sys, hotrestart
+generation = hotrestart.state.generation
+sys.stdout = open("stdout.txt", "a")
+atexit.register(print, "exit", generation)
+by_handler, by_nobody = open("by-handler.txt", "a"), open("by-nobody.txt", "a")
+atexit.register(by_handler.close)
+@hotrestart.restartable(preflight=False)
+def main():
+    with open("by-main.txt", "a") as by_main, hotrestart.worker_loop() as loop:
+        report(ready=generation)
+        while loop.running:
+            loop.sleep(60)
+        for each in (by_main, by_handler, by_nobody):
+            print("record", generation, file=each)
+    print("main", generation, file=sys.stdout)
+main()
+"""
+
+
+def leave_files_open(program: Program, form: tuple[str, ...]) -> None:
+    program.deploy(LEFT_OPEN)
+    program.start(*form)
+    for generation in (1, 2):
+        program.wait_report(ready=generation)
+        program.hup()
+    program.wait_report(ready=3)
+
+
+@FORMS
+def test_h9_streams_are_flushed_and_files_that_the_program_closes_are_whole(
+    program: Program, form: tuple[str, ...]
+) -> None:
+    leave_files_open(program, form)
+    for name in ("by-main.txt", "by-handler.txt"):
+        assert (program.folder / name).read_text() == "record 1\nrecord 2\n"
+    assert (program.folder / "stdout.txt").read_text() == "main 1\nexit 1\nmain 2\nexit 2\n"
+
+
+@pytest.mark.xfail(strict=True, reason="a limit: a file that is still open at the exec is lost unflushed")
+def test_h9_a_file_that_nobody_closes_is_whole(program: Program) -> None:
+    leave_files_open(program, ("app.py",))
+    assert (program.folder / "by-nobody.txt").read_text() == "record 1\nrecord 2\n"
+
+
 FORKING = (
     WAIT_FOR
     + """

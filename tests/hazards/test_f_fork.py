@@ -6,12 +6,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hotrestart import processes
 from tests.harness import Program, worker
 from tests.hazards.sources import WAIT_FOR, go, is_running, status
+from tests.rolling.programs import Rolling, service
 
 pytestmark = pytest.mark.core
 
@@ -217,3 +220,143 @@ def test_h46_term_to_a_stopped_program_ends_it_when_it_goes_on(program: Program)
     os.kill(program.pid, signal.SIGCONT)
     assert program.wait_exit() in (0, -signal.SIGTERM)
     assert not program.reports(ready=2)
+
+
+# -- workers: what a process forked from a program that is loaded must not do to it, or to its memory ----------------
+
+
+@pytest.fixture
+def rolling(tmp_path: Path) -> Iterator[Rolling]:
+    """A program with workers."""
+    with Rolling(tmp_path / "program") as each:
+        yield each
+
+
+ENDINGS = {"returns": "pass", "exits": "sys.exit(3)", "exits with words": "sys.exit('why')", "raises": "1 / 0"}
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_h42_a_worker_never_goes_back_into_the_code_around_main(rolling: Rolling, end: str) -> None:
+    """Each process runs the exit handlers that it has registered itself, once, and only the fork server the clauses."""
+    source = service(
+        top="import atexit, weakref; atexit.register(told, exit='import')",
+        first="atexit.register(told, exit='main')",
+        last=ENDINGS[end],
+    )
+    around = "    try:\n        main()\n    except BaseException as error:\n        told(caught=repr(error))\n"
+    around += "        raise\n    finally:\n        told(clause='finally')\n"
+    rolling.launch(source.replace("    main()\n", around))
+    [server] = rolling.servers()
+    workers = rolling.wait_workers(2)
+    rolling.stop()
+    rolling.wait_gone()
+    assert sorted(each["pid"] for each in rolling.reports(exit="main")) == sorted(workers)
+    assert [each["pid"] for each in rolling.reports(exit="import")] == [server]
+    assert [each["pid"] for each in rolling.reports(clause="finally")] == [server]
+    assert [(each["caught"], each["pid"]) for each in rolling.reports() if "caught" in each] == [
+        ("SystemExit(0)", server)
+    ]
+    assert not rolling.reports(returned=True)
+
+
+@pytest.mark.parametrize("end", ENDINGS)
+def test_h42_a_child_of_fork_worker_never_goes_back_into_its_parents_code(program: Program, end: str) -> None:
+    source = f"""
+import atexit, os, sys
+from hotrestart.processes import fork_worker
+parent = os.getpid()
+def told(**what):
+    report(**what, by="parent" if os.getpid() == parent else "child")
+def child():
+    atexit.register(told, exit="child's")
+    {ENDINGS[end]}
+atexit.register(told, exit="parent's")
+try:
+    fork_worker(child).wait(60)
+except BaseException as error:
+    told(caught=repr(error))
+finally:
+    told(clause="finally")
+told(end=True)
+"""
+    program.deploy(source)
+    program.start()
+    assert program.wait_exit() == 0
+    assert program.reports() == [
+        {"exit": "child's", "by": "child"},
+        {"clause": "finally", "by": "parent"},
+        {"end": True, "by": "parent"},
+        {"exit": "parent's", "by": "parent"},
+    ]
+
+
+def test_h43_a_worker_takes_nothing_out_of_an_event_loop_made_at_import(rolling: Rolling) -> None:
+    """The registrations are those of one epoll in the kernel, whichever process takes them away."""
+    top = (
+        "import asyncio\n"
+        "reader, writer = socket.socketpair()\n"
+        "inherited = asyncio.SelectorEventLoop()\n"
+        "inherited.add_reader(reader, lambda: told(read='.'))\n"
+        "async def sleep():\n"
+        "    async with hotrestart.worker_loop() as loop:\n"
+        "        told(slept=await loop.sleep(0.01))\n"
+        "def look():\n"
+        "    writer.send(b'.')\n"
+        "    inherited.call_soon(inherited.stop)\n"
+        "    inherited.run_forever()\n"
+        "    inherited.close()"
+    )
+    after = "    try:\n        main()\n    finally:\n        look()\n"
+    rolling.launch(service(top=top, first="asyncio.run(sleep())").replace("    main()\n", after))
+    [server] = rolling.servers()
+    assert len(rolling.reports(slept=False)) == 2
+    rolling.stop()
+    rolling.wait_gone()
+    assert [each["pid"] for each in rolling.reports(read=".")] == [server]
+
+
+def test_h43_a_child_forked_inside_an_event_loop_leaves_the_parents_watches_alone(program: Program) -> None:
+    """It has an event loop and a `worker_loop` of its own; the parent still hears of the HUP that comes afterwards."""
+    source = """
+import asyncio, hotrestart
+from hotrestart.processes import fork_worker
+
+async def sleep():
+    async with hotrestart.worker_loop() as loop:
+        await loop.sleep(0.01)
+
+@hotrestart.restartable(preflight=False)
+async def main():
+    async with hotrestart.worker_loop() as loop:
+        codes = [fork_worker(lambda: asyncio.run(sleep())).wait(60) for _ in range(3)]
+        report(ready=hotrestart.state.generation, codes=codes)
+        await loop.stopping()
+
+asyncio.run(main())
+"""
+    program.deploy(source)
+    program.start()
+    for generation in (1, 2):
+        program.wait_report(ready=generation, codes=[0, 0, 0])
+        program.hup()
+    program.wait_report(ready=3, codes=[0, 0, 0])
+    assert program.stop() == 0
+
+
+def test_h44_what_was_made_at_import_is_not_copied_by_a_workers_garbage_collector(rolling: Rolling) -> None:
+    """The collector writes into each object that it looks at; those made before the first fork it shall not look at."""
+    top = (
+        "import gc; things = [[number] for number in range(400_000)]\n"
+        "def private():\n"
+        "    lines = [each.split() for each in open('/proc/self/smaps_rollup')]\n"
+        "    return sum(int(each[1]) for each in lines if each[0] == 'Private_Dirty:')\n"
+        "def grown():\n"
+        "    before = private()\n"
+        "    gc.collect()\n"
+        "    return private() - before"
+    )
+    rolling.launch(service(top=top))
+    copied = int(rolling.evaluate("grown()"))  # first: whoever looks at a thing counts its references, and copies it
+    assert copied < 400_000 * 16 // 1024, f"{copied} KiB"
+    assert int(rolling.evaluate("gc.get_freeze_count()")) >= 400_000
+    assert rolling.evaluate("any(each is things for each in gc.get_objects())") == "False"

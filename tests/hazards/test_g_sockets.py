@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,6 +21,7 @@ import pytest
 from hotrestart import errors, fds, inheritance, processes
 from tests.harness import Program, clean_environment, worker
 from tests.hazards.sources import WAIT_FOR, go, is_running
+from tests.rolling.programs import Rolling, answer_on, service
 
 pytestmark = pytest.mark.core
 
@@ -471,3 +475,260 @@ def test_h59_a_source_changed_under_its_old_time_and_size_is_loaded_anew(program
         program.hup()
         program.wait_report(ready=version, version=version)
     assert list((program.folder / "__pycache__").glob("helper.*"))
+
+
+# -- connections that are open when the program is asked to end ------------------------------------------------------
+
+ANSWERING = """
+import asyncio, http.server, os, ssl, time, hotrestart
+from hotrestart import serving, state
+
+VERSION = {version}
+
+class Handler(serving.KeepAlive, http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    linger = 60.0  # a test on a busy machine may be slow to ask
+
+    def setup(self):
+        super().setup()
+        report(accepted=VERSION)
+        while os.path.exists("do not read"):
+            time.sleep(0.005)
+
+    def do_GET(self):  # which does not read what was posted
+        report(asked=VERSION)
+        while self.path == "/hold" and not os.path.exists("go"):
+            time.sleep(0.005)
+        self.send_response(200)
+        self.send_header("Content-Length", "1")
+        self.end_headers()
+        self.wfile.write(b"%d" % VERSION)
+
+    do_POST = do_GET
+
+    def log_message(self, *_): pass
+
+class Server(http.server.ThreadingHTTPServer):
+    def get_request(self):
+        connection, address = super().get_request()
+        if os.path.exists("key"):
+            connection.settimeout(60)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain("certificate", "key")
+            connection = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+def in_threads():
+    listener = hotrestart.listen("127.0.0.1:0")
+    server = Server(("", 0), Handler, bind_and_activate=False)
+    with hotrestart.worker_loop() as loop:
+        report(address=listener.getsockname())
+        serving.serve(server, listener, loop)
+
+async def answer(reader, writer):
+    report(accepted=VERSION)
+    while os.path.exists("do not read"):
+        await asyncio.sleep(0.005)
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    head = b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: 1\\r\\n\\r\\n"
+    writer.write(head + b"%d" % VERSION)
+
+async def in_asyncio():
+    listener = hotrestart.listen("127.0.0.1:0")
+    async with hotrestart.worker_loop() as loop:
+        report(address=listener.getsockname())
+        await serving.serve_streams(answer, listener, loop)
+
+hotrestart.on_stop(lambda: report(ending=VERSION))
+main = hotrestart.restartable({options})({main})
+{call}
+"""
+
+KINDS = pytest.mark.parametrize("options", ["workers=2, grace=60", "grace=60"], ids=["workers", "in place"])
+
+
+def answering(version: int, options: str, main: str = "in_threads") -> str:
+    call = "main()" if main == "in_threads" else "asyncio.run(main())"
+    return ANSWERING.format(version=version, options=options, main=main, call=call)
+
+
+def connect(program: Program) -> socket.socket:
+    address = next(each["address"] for each in program.reports() if "address" in each)
+    return socket.create_connection(tuple(address), 60)  # type: ignore[arg-type]
+
+
+def read_answer(client: socket.socket) -> tuple[bytes, bytes]:
+    """The head, in small letters, and the body of one octet."""
+    said = b""
+    while not said.partition(b"\r\n\r\n")[2]:
+        chunk = client.recv(100)
+        assert chunk, said
+        said += chunk
+    head, _, body = said.partition(b"\r\n\r\n")
+    return head.lower(), body
+
+
+def read_to_the_end(client: socket.socket) -> bytes:
+    """A reset raises."""
+    said = b""
+    while chunk := client.recv(65536):
+        said += chunk
+    return said
+
+
+@KINDS
+def test_h54_tls_connections_are_drained_and_new_ones_belong_to_the_new_code(program: Program, options: str) -> None:
+    """One has a request in hand, one asks again while the old code drains, and one comes meanwhile."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key -out certificate -days 2"
+    subprocess.run(command.split(), cwd=program.folder, check=True, capture_output=True)
+    trusting = ssl.create_default_context(cafile=str(program.folder / "certificate"))
+
+    def secured() -> ssl.SSLSocket:
+        return trusting.wrap_socket(connect(program), server_hostname="localhost")
+
+    program.deploy(answering(1, options))
+    program.start()
+    program.wait_until(lambda: any("address" in each for each in program.reports()), "an address")
+    with secured() as in_hand, secured() as kept:
+        kept.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        head, body = read_answer(kept)
+        assert b"connection: close" not in head
+        in_hand.sendall(b"GET /hold HTTP/1.1\r\n\r\n")
+        program.wait_report(asked=1, count=2)
+        program.deploy(answering(2, options))
+        program.hup()
+        program.wait_report(ending=1, count=2 if "workers" in options else 1)
+        with connect(program) as late:
+            (program.folder / "go").touch()
+            for client in (in_hand, kept):
+                if client is kept:
+                    client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                head, body = read_answer(client)
+                assert (b"connection: close" in head, body) == (True, b"1")
+                assert client.recv(1) == b""
+            with trusting.wrap_socket(late, server_hostname="localhost") as secured_late:
+                secured_late.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                assert read_answer(secured_late)[1] == b"2"
+    assert "Traceback" not in program.log()
+
+
+@KINDS
+@pytest.mark.parametrize("main", ["in_threads", "in_asyncio"])
+def test_h57_what_was_accepted_and_not_yet_read_is_answered_by_who_has_accepted_it(
+    program: Program, options: str, main: str
+) -> None:
+    """Some ask before the program is asked to end, some afterwards; some send more than the program ever reads."""
+    much = b"x" * 8_000_000  # more than buffers take
+    requests = [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(much), much)]
+    errors: list[str] = []
+
+    def send(number: int) -> None:
+        try:
+            clients[number].sendall(requests[number % 2])
+        except OSError as error:
+            errors.append(repr(error))
+
+    unread = program.folder / "do not read"
+    program.deploy(answering(1, options, main))
+    program.start()
+    program.wait_until(lambda: any("address" in each for each in program.reports()), "an address")
+    unread.touch()
+    clients = [connect(program) for _ in range(8)]
+    try:
+        program.wait_report(accepted=1, count=8)
+        senders = [threading.Thread(target=send, args=(number,)) for number in range(8)]
+        for sender in senders[:4]:
+            sender.start()
+        program.deploy(answering(2, options, main))
+        program.hup()
+        program.wait_report(ending=1, count=2 if "workers" in options else 1)
+        for sender in senders[4:]:
+            sender.start()
+        unread.unlink()
+        for client in clients:
+            said = read_to_the_end(client).lower()
+            assert said.startswith(b"http/1.1 200 ok\r\n")
+            assert b"connection: close" in said
+            assert said.endswith(b"\r\n\r\n1")
+        for sender in senders:
+            sender.join()
+    finally:
+        for client in clients:
+            client.close()
+    assert errors == []
+    assert "Traceback" not in program.log()
+
+
+CLOSING = """
+import asyncio, os, select, selectors, hotrestart
+from hotrestart import serving
+
+selector = selectors.EpollSelector()
+
+def seen():
+    with select.epoll.fromfd(os.dup(selector.fileno())) as epoll:
+        return [fd for fd, _ in epoll.poll(0)]
+
+async def handle(reader, writer):
+    writer.write(b"%d" % hotrestart.state.generation)
+
+async def main():
+    listener = hotrestart.listen("127.0.0.1:0")
+    with hotrestart.worker_loop(preflight=False) as around:
+        report(ready=hotrestart.state.generation, address=listener.getsockname())
+        async with hotrestart.worker_loop() as loop:
+            if "IN THE BLOCK":
+                await serving.serve_streams(handle, listener, loop)
+        while around.running:
+            await asyncio.sleep(0.005)
+    listener.close()
+    report(drains=hotrestart.state.generation)
+    while not os.path.exists("go"):
+        await asyncio.sleep(0.005)
+    report(seen=seen())
+
+events = asyncio.SelectorEventLoop(selector)
+events.run_until_complete(main())
+events.close()
+"""
+
+
+@pytest.mark.parametrize("in_the_block", ["", "serves"], ids=["before the end", "at the end"])
+def test_h58_what_we_close_an_epoll_does_not_go_on_reporting(program: Program, in_the_block: str) -> None:
+    """The pipe of the sleeper and the listener live on under other numbers, and both have something to read."""
+    program.deploy(CLOSING.replace("IN THE BLOCK", in_the_block))
+    program.start()
+    address = program.wait_report(ready=1)["address"]
+    program.hup()
+    program.wait_report(drains=1)
+    with socket.create_connection(tuple(address), 60) as waiting:  # type: ignore[arg-type]
+        go(program.folder, "go")
+        program.wait_report(ready=2)
+        assert [each["seen"] for each in program.reports() if "seen" in each] == [[]]
+        if in_the_block:
+            assert waiting.recv(100) == b"2"
+
+
+def test_h60_new_workers_that_had_accepted_work_finish_it_in_a_rollback(tmp_path: Path) -> None:
+    with Rolling(tmp_path / "program") as program:
+        program.launch(service())
+        program.deploy(service(2, "workers=2, soak=60"))
+        program.hup()
+        program.wait_report(ready=True, version=2, count=2)
+        with contextlib.ExitStack() as connections:
+            asked: list[socket.socket] = []
+            while not program.reports(job="hold gate", version=2):  # until one of the new ones takes the job
+                asked.append(connections.enter_context(program.connect("hold gate")))
+                program.wait_report(job="hold gate", count=len(asked))
+            holder = int(str(program.reports(job="hold gate", version=2)[0]["pid"]))
+            other = next(int(str(e["pid"])) for e in program.reports(ready=True, version=2) if e["pid"] != holder)
+            program.kill(other)
+            program.wait_log("generation 2 failed at stage soak")
+            assert is_running(holder)
+            go(program.folder, "gate")
+            assert ("hold", "2", holder) in [answer_on(each) for each in asked]
+        program.wait_until(lambda: not is_running(holder), "it drains")
+        program.wait_report(drained="stop", version=2, pid=holder)
+        assert program.ask()[1] == "1"

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness import PATIENCE
-from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
+from tests.rolling.programs import Rolling, Traffic, service
 
 
 @pytest.fixture
@@ -160,32 +159,6 @@ def test_the_traceback_of_a_worker_that_raises_is_quoted(program: Rolling) -> No
     program.hup()
     program.wait_until(lambda: "in main\n" in "".join(program.log().split("generation 2 failed")[1:]), "the traceback")
     assert "Traceback" in program.log().split("generation 2 failed")[1]
-
-
-def test_new_workers_that_had_accepted_work_finish_it_in_a_rollback(program: Rolling) -> None:
-    program.launch(service())
-    program.deploy(service(2, "workers=2, soak=60"))
-    program.hup()
-    program.wait_report(ready=True, version=2, count=2)
-    # Ask until one of the new ones takes the job.
-    connections: list[socket.socket] = []
-    try:
-        while not program.reports(job="hold gate", version=2):
-            connections.append(program.connect("hold gate"))
-            program.wait_report(job="hold gate", count=len(connections))
-        holder = int(str(program.reports(job="hold gate", version=2)[0]["pid"]))
-        other = next(int(str(e["pid"])) for e in program.reports(ready=True, version=2) if e["pid"] != holder)
-        program.kill(other)
-        program.wait_log("generation 2 failed at stage soak")
-        assert is_running(holder)
-        (program.folder / "gate").touch()
-        answers = [answer_on(connection) for connection in connections]
-        assert ("hold", "2", holder) in answers
-    finally:
-        for connection in connections:
-            connection.close()
-    program.wait_until(lambda: not is_running(holder), "it drains")
-    assert program.ask()[1] == "1"
 
 
 def test_with_batch_a_late_failure_puts_the_old_workers_back(program: Rolling) -> None:
