@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import CHECKOUT, clean_environment
+from tests.harness import CHECKOUT, PATIENCE, clean_environment
 
 pytestmark = pytest.mark.core
 
@@ -146,9 +146,50 @@ main()
     }
 
 
-def test_the_restart_itself_imports_nothing_heavy() -> None:
-    code = "import hotrestart\nwith hotrestart.worker_loop() as loop: loop.sleep(0)"
-    assert not modules_after(code) & HEAVY
+RESTARTING = """
+import os, sys
+sys.path.insert(0, {checkout!r})
+import hotrestart
+
+def look(event, arguments):
+    if event == "os.exec":
+        os.write(1, " ".join(sorted(set(sys.modules) - before)).encode() + b"\\n")
+
+@hotrestart.restartable(preflight={preflight})
+def main():
+    global before
+    with hotrestart.worker_loop() as loop:
+        before = set(sys.modules)
+        sys.addaudithook(look)
+        if hotrestart.state.generation <= 2:
+            hotrestart.request_restart()
+            while loop.running:
+                loop.sleep()
+            os.write(1, b"asked\\n")
+
+main()
+"""
+
+
+@pytest.mark.parametrize("preflight", [False, True], ids=["without preflight", "with preflight"])
+def test_the_restart_itself_imports_nothing_heavy(tmp_path: Path, preflight: bool) -> None:
+    """All that a generation imports from its first turn to its exec; also one that was started by an exec."""
+    path = tmp_path / "app.py"
+    path.write_text(RESTARTING.format(checkout=str(CHECKOUT), preflight=preflight))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=PATIENCE,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[::2] == ["asked"] * 2, "two restarts"
+    for line in lines[1::2]:
+        found = set(line.split())
+        assert "hotrestart.reexec" in found
+        assert {name for name in found if not name.startswith("hotrestart")} <= {"atexit", "_json", "_socket", "fcntl"}
 
 
 def test_every_name_of_the_package_can_be_had_and_no_other() -> None:
