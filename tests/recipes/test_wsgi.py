@@ -25,7 +25,8 @@ def app(request: pytest.FixtureRequest) -> str:
 @pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
-    reload_and_account(program, port, app, kind, 50 if full else 6)
+    """By clients on new connections and on kept ones, each of which asks again at once or after a pause."""
+    reload_and_account(program, port, app, kind, 100 if full else 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
