@@ -10,17 +10,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.harness import PATIENCE, Program, worker
+from tests.harness import CHECKOUT, PATIENCE, Program, worker
 
 pytestmark = pytest.mark.core
 
 COUNTING = """
-import hotrestart, os
+import hotrestart, os, time
 
 VERSION = {version!r}
 
@@ -30,8 +32,10 @@ def main():
     {first}
     with hotrestart.worker_loop() as loop:
         report(ready=hotrestart.state.generation, version=VERSION)
+        longest, last = 0.0, time.monotonic()
         for turn in loop:
-            os.pwrite(turns, b"%20d" % turn, 0)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            os.pwrite(turns, b"%20d %20.6f" % (turn, longest), 0)
             loop.sleep(0.003)
 
 if __name__ == "__main__":
@@ -52,16 +56,20 @@ REFUSED = "restart refused, the old code goes on: "
 class Counting:
     """The old code, and what must be so of it after each refusal."""
 
-    def __init__(self, program: Program, options: str = "", first: str = "pass") -> None:
+    def __init__(self, program: Program, options: str = "", first: str = "pass", **more: Any) -> None:
         self.program = program
         self.gate = program.folder / "gate"
         program.deploy(COUNTING.format(version="good", options=options, first=first))
-        program.start()
+        program.start(**more)
         program.wait_report(ready=1)
         self.make_turns()
 
     def turns(self) -> int:
-        return int((self.program.folder / "turns").read_text() or 0)
+        return int((self.program.folder / "turns").read_text()[:20] or 0)
+
+    def longest_pause(self) -> float:
+        """Between two turns, in seconds, since it has begun."""
+        return float((self.program.folder / "turns").read_text()[20:])
 
     def make_turns(self) -> None:
         """Wait for ten turns more: the main thread works, and has run the handlers of all signals sent before."""
@@ -211,6 +219,37 @@ def test_a_syntax_error_is_refused_and_the_old_goes_on(program: Program) -> None
         assert f"{REFUSED}SyntaxError: " in reason
         assert "    def main(:" in program.log()
         old.assert_untouched(count)
+    old.restart()
+
+
+SLOW_PREFLIGHT = """
+import os, time
+if "HOTRESTART" in os.environ and os.path.exists("slow"):
+    open("loading", "w").close()
+    time.sleep(2)
+    while not os.path.exists("gate"):
+        time.sleep(0.005)
+"""
+
+
+@pytest.mark.parametrize("source", ["def main(:\n    pass\n", "1 / 0\n"], ids=["a syntax error", "raises"])
+def test_the_old_code_makes_no_pause_while_broken_code_is_looked_at(program: Program, source: str) -> None:
+    """Python itself takes its time to start, before it has a look at the program."""
+    (program.folder / "early").mkdir()
+    (program.folder / "early" / "sitecustomize.py").write_text(SLOW_PREFLIGHT)
+    old = Counting(program, env={"PYTHONPATH": f"{program.folder / 'early'}:{CHECKOUT}"})
+    (program.folder / "slow").touch()
+    program.deploy(source)
+    began = time.monotonic()
+    program.hup()
+    program.wait_until((program.folder / "loading").exists, "the preflight")
+    old.make_turns()
+    assert old.refusals() == []
+    old.gate.touch()
+    old.wait_refusal()
+    old.make_turns()
+    assert old.longest_pause() < (time.monotonic() - began) / 2
+    (program.folder / "slow").unlink()
     old.restart()
 
 
