@@ -3,7 +3,7 @@
     python benchmarks/peers.py
 
 makes a virtual environment for the moment, installs the peers there (the extra `peers` of pyproject.toml), runs each in
-turn, in shuffled order, and writes results/servers.json, servers.md and two plots. It takes about two hours. A peer
+turn, in shuffled order, and writes results/servers.json, servers.md and two plots. It takes an hour or two. A peer
 that cannot be installed or does not work is named in the tables, with the reason. With `--many` it is ours alone, a
 hundred rolling reloads of each server under each load, and what is lost in them: results/reloads.json and reloads.md.
 """
