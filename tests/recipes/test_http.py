@@ -43,18 +43,25 @@ def test_the_longest_silence_with_and_without_reloads(program: Program, port: in
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_slow_import_changes_nothing_for_the_clients(program: Program, port: int, kind: str, full: bool) -> None:
-    loads = 8.0 if full else 2.0
+    """A busy machine may be silent for a moment in any of the reloads; what an import holds up it holds up in each."""
+    loads, versions = 8.0 if full else 2.0, range(2, 5 if full else 4)
     start(program, "http_threads", port, kind)
     with Load(port) as load:
+        load.wait_for(program, 1, alone=True)
         began = time.monotonic()
-        reload(program, load, "http_threads", kind, range(2, 4 if full else 3), loads=loads)
-        silence = load.longest_silence(began, time.monotonic())
-    print(f"import takes {loads} s, {kind}: longest silence {silence * 1000:.0f} ms")
-    load.check(3 if full else 2)
+        time.sleep(loads)
+        steady = load.longest_silence(began, time.monotonic())
+        silences: list[float] = []
+        for version in versions:
+            began = time.monotonic()
+            reload(program, load, "http_threads", kind, range(version, version + 1), loads=loads)
+            silences.append(load.longest_silence(began, time.monotonic()))
+    print(f"import takes {loads} s, {kind}: longest silences {silences}, without reloads {steady}")
+    load.check(versions[-1])
     if kind == "workers":
-        assert silence < loads / 2
-    else:  # one boot of the program, in which clients wait in the queue
-        assert silence < loads + PATIENCE / 2
+        assert min(silences) < loads / 10 + 2 * steady
+    else:  # one boot of the program, in which clients wait in the queue; and not the preflight's
+        assert loads < min(silences) < 2 * loads
 
 
 @pytest.mark.parametrize("kind", KINDS)
