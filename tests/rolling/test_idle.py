@@ -14,12 +14,16 @@ IDLE = 2.0  # seconds in which nobody may wake up
 GROWTH = 200_000  # bytes: what a supervisor may grow from the tenth reload on, however many there are
 
 
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rolling]:
-    """With its control socket in a folder of its own: programs of other tests that are in a container wake up all whose
-    sockets they find, to see whether they live."""
+def keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started from now on has its control socket in a folder of its own: programs of other tests that are in a
+    container wake up all whose sockets they find, to see whether they live."""
     (tmp_path / "runtime").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rolling]:
+    keep_apart(tmp_path, monkeypatch)
     with Rolling(tmp_path / "program") as each:
         yield each
 

@@ -21,6 +21,7 @@ import pytest
 from hotrestart import control
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
 from tests.rolling.programs import Rolling, Traffic, children_of, is_running
+from tests.rolling.test_idle import assert_nobody_wakes_up, keep_apart
 
 RUN = [sys.executable, "-m", "hotrestart", "run"]
 SERVER = str(CHECKOUT / "tests" / "apps" / "takes_fds.py")
@@ -550,19 +551,13 @@ def test_the_supervisor_is_small(run):
     assert "-I -S" in Path(f"/proc/{run.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
-def test_an_idle_supervisor_does_not_wake_up(run):
-    run.server()
-
-    def switches() -> int:
-        text = Path(f"/proc/{run.pid}/status").read_text()
-        return sum(int(number) for number in re.findall(r"ctxt_switches:\s*(\d+)", text))
-
-    run.wait_count(2)
-    last = -1
-    while last != (last := switches()):
-        time.sleep(0.2)
-    time.sleep(0.5)
-    assert switches() <= last + 1
+def test_an_idle_supervisor_does_not_wake_up(tmp_path, monkeypatch):
+    keep_apart(tmp_path, monkeypatch)
+    with Run(tmp_path / "program") as run:
+        run.server()
+        assert_nobody_wakes_up(run, 3)
+        grown(run, 2)
+        assert_nobody_wakes_up(run, 3)
 
 
 def test_one_worker_more_and_one_fewer_and_usr1_for_all(run):
