@@ -36,8 +36,8 @@ _LOOK_AGAIN = 0.05  # seconds, when standard error was full; there are files tha
 
 
 class Runner(_BareSupervisor):
-    """What `document["run"]` says: `argv`, the command; `listen`, pairs of address and name; `settle`, seconds, or None
-    if only READY=1 counts; `signal`, the one that asks a worker to stop."""
+    """What `document["run"]` says: `argv`, the command; `listen`, pairs of address and name, and whether they shall be
+    `nonblocking`; `settle`, seconds, or None if only READY=1 counts; `signal`, the one that asks a worker to stop."""
 
     kind = "run"
 
@@ -52,7 +52,7 @@ class Runner(_BareSupervisor):
             self.rollout.boot_grace = NEVER  # it may serve before it counts as ready
         self._stop_signal: int = task["signal"]
         self.roster.listening.asked.clear()  # what is listened to is said once and for all, whatever generation serves
-        self._listening = _listening(task["listen"])
+        self._listening = _listening(task["listen"], task["nonblocking"])
 
     # -- the passing of time ---------------------------------------------------------------------------------------
 
@@ -169,17 +169,21 @@ class Runner(_BareSupervisor):
         self._do_kill(member)
 
 
-def _listening(wanted: list[list[Any]]) -> list[tuple[int, str | None]]:
+def _listening(wanted: list[list[Any]], nonblocking: bool) -> list[tuple[int, str | None]]:
     """The descriptors for the workers, with their names: of the addresses that are wanted, or all of systemd's.
 
-    They block, as systemd's do. The flag belongs to all who hold a socket: once there are workers it is theirs.
+    They block, as systemd's do, unless `nonblocking`, which is its NonBlocking=. The flag belongs to all who hold a
+    socket: once there are workers it is theirs.
     """
     if not wanted:
-        return list(systemd.listen_fds())
-    found: list[tuple[int, str | None]] = []
+        found: list[tuple[int, str | None]] = list(systemd.listen_fds())
+        for fd, _ in found if nonblocking else ():
+            os.set_blocking(fd, False)
+        return found
+    found = []
     for address, name in wanted:
         listener = listeners.listen(address, name=name)
-        listener.setblocking(True)
+        listener.setblocking(not nonblocking)
         log.info(f"listens on {_shown(listener.getsockname())}")
         found.append((listener.detach(), name))
     return found

@@ -62,6 +62,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=1, metavar="N", help="how many (1)")
     what = "HOST:PORT, unix:PATH, udp:HOST:PORT, or NAME=ADDRESS for LISTEN_FDNAMES; again for more. None: systemd's"
     add("--listen", action="append", default=[], metavar="ADDRESS", help=what)
+    what = "its listeners do not block; for servers that rely on it and do not see to it themselves, as nginx"
+    add("--nonblocking", action="store_true", help=what)
     ready = parser.add_mutually_exclusive_group()
     what = "a worker that has lived so long is ready (2); READY=1 to $NOTIFY_SOCKET says it sooner"
     ready.add_argument("--settle", type=float, default=2.0, metavar="SECONDS", help=what)
@@ -94,6 +96,7 @@ def run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
         task: dict[str, Any] = {
             "argv": argv,
             "listen": [_parted(each) for each in given.listen],
+            "nonblocking": given.nonblocking,
             "settle": _settle(given),
             "signal": _signal_number(given.stop_signal),
         }

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,8 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from hotrestart import control
+from hotrestart import control, testing
+from tests.conftest import missing
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
+from tests.recipes.conftest import held_port
+from tests.recipes.load import Client, Load
 from tests.rolling.programs import Rolling, Traffic, children_of, is_running
 from tests.rolling.test_idle import assert_nobody_wakes_up, keep_apart
 
@@ -87,6 +91,12 @@ class Run(Rolling):
 def run(tmp_path):
     with Run(tmp_path) as it:
         yield it
+
+
+@pytest.fixture
+def port():
+    with held_port() as number:
+        yield number
 
 
 def read(path: Path) -> str:
@@ -435,6 +445,18 @@ def test_a_worker_has_its_listeners_and_the_leash_and_nothing_else_of_ours(run):
     assert (run.folder / "app.sock").is_socket()
 
 
+@pytest.mark.parametrize("from_systemd", [False, True], ids=["bound", "systemd's"])
+def test_listeners_need_not_block(run, from_systemd):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd = listener.fileno()
+        listen = [] if from_systemd else ["--listen", "127.0.0.1:0"]
+        start = [*RUN, "--notify", "--nonblocking", *listen, "--", sys.executable, "-c", TELLS + INVENTORY + WAITS]
+        if from_systemd:
+            start = ["bash", "-c", f'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&{fd} {fd}<&-', "bash", *start]
+        run.start_command(start, pass_fds=[fd])
+        assert run.wait_report(cwd=str(run.folder))["blocking"] == [False]
+
+
 def test_without_listeners_nothing_is_said_of_any(run):
     run.tells(INVENTORY + WAITS, "--notify")
     told = run.wait_report(cwd=str(run.folder))
@@ -641,6 +663,114 @@ def test_uvicorn_with_new_code_beside_the_old(run):
     run.wait_log("generation 3 failed at stage ready: ModuleNotFoundError: No module named 'missing_module'")
     run.wait_count(2)
     assert {ask() for _ in range(10)} == {"two"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("uvicorn") is None, reason="uvicorn is not installed")
+def test_uvicorn_under_load_loses_nothing_but_what_it_drops_itself(run, full, monkeypatch):
+    """A worker of uvicorn that is told to end drops, at one moment, connections that it has accepted and not read. So a
+    request can need another connection once for each worker that ends, while it ends; and none can be refused."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    source = """
+async def app(scope, receive, send):
+    headers = [(b"content-length", b"%d" % len(b"VERSION"))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"VERSION"})
+"""
+
+    def deploy(version: int) -> None:
+        (run.folder / ".app").write_text(source.replace("VERSION", str(version)))
+        (run.folder / ".app").replace(run.folder / "served.py")
+
+    deploy(1)
+    command = ["uvicorn", "served:app", "--fd", "3", "--no-access-log"]
+    run.begin("--workers", "2", "--settle", "1", "--listen", "127.0.0.1:0", command=command)
+    clients, reloads, workers = 6, 20 if full else 4, 2
+    asker = Asker(run.address[1], most=1 + workers)
+    restarts: list[tuple[float, float]] = []
+    with testing.Traffic(asker, clients=clients, pause=0.001) as traffic:
+        traffic.wait_for(1, timeout=PATIENCE)
+        for version in range(2, 2 + reloads):
+            deploy(version)
+            began = time.monotonic()
+            assert control.restart(run.pid, timeout=PATIENCE).generation == version
+            run.wait_count(workers)
+            restarts.append((began, time.monotonic()))
+            traffic.wait_for(version, timeout=PATIENCE)
+    traffic.check()
+    assert {each.answer for each in traffic.answers} == set(range(1, 2 + reloads))
+    assert len(asker.drops) <= clients * workers * reloads
+    for dropped in asker.drops:
+        assert any(began < dropped < ended + 0.5 for began, ended in restarts), f"{asker.drops}, {restarts}"
+
+
+class Asker:
+    """Asks up to three times on a connection, and once more on `most` connections at the most, if one is dropped."""
+
+    def __init__(self, port: int, *, most: int) -> None:
+        self.port, self.most = port, most
+        self.drops: list[float] = []
+
+    def __call__(self, number: int) -> int:
+        for _ in range(self.most):
+            with Client(self.port) as client:  # that it is refused is nobody's right
+                try:
+                    for _ in range(number % 3):
+                        client.ask(keep=True)
+                    return int(client.ask(keep=False))
+                except (EOFError, ConnectionError):
+                    self.drops.append(time.monotonic())
+        raise ConnectionError(f"dropped {self.most} times")
+
+
+NGINX = """
+user root;
+pid nginx.pid;
+lock_file nginx.lock;
+error_log stderr notice;
+worker_processes 2;
+events { worker_connections 512; }
+http {
+    access_log off;
+    client_body_temp_path body;
+    proxy_temp_path proxy;
+    fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi;
+    scgi_temp_path scgi;
+    server { listen 127.0.0.1:PORT; location / { return 200 "VERSION"; } }
+}
+"""
+
+
+def test_nginx_drops_no_new_connection(run, port, full):
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if nginx is None:
+        missing("nginx (Debian: apt-get install nginx-light)")
+
+    def deploy(version: int) -> None:
+        (run.folder / ".conf").write_text(NGINX.replace("PORT", str(port)).replace("VERSION", str(version)))
+        (run.folder / ".conf").replace(run.folder / "nginx.conf")
+
+    deploy(1)
+    options = ["--workers", "2", "--settle", "0.5", "--nonblocking", "--stop-signal", "QUIT"]
+    options += ["--listen", f"127.0.0.1:{port}"]
+    command = [nginx, "-p", str(run.folder), "-c", "nginx.conf", "-g", "daemon off;"]
+    run.begin(*options, command=["env", "NGINX=3;", *command])
+    reloads = 20 if full else 5
+    with Load(port, new=6, kept=0, pausing=0) as load:
+        load.wait_for(run, 1)
+        for version in range(2, 2 + reloads):
+            deploy(version)
+            assert control.restart(run.pid, timeout=PATIENCE).generation == version
+            load.wait_for(run, version, alone=True)
+    load.check(1 + reloads)
+    with Client(port) as early:  # is accepted, and says nothing until those who have it are asked to end
+        processes = run.log().count("gracefully shutting down")
+        assert control.restart(run.pid, timeout=PATIENCE).ok
+        run.wait_log("gracefully shutting down", count=processes + 4)
+        assert int(early.ask(keep=False)) == 1 + reloads
+    run.wait_count(2)
+    assert run.stop() == 0
+    assert "it does not end" not in run.log()
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
