@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["restart", "scale", "status", "stop"]
 
 _LONGEST_ANSWER = 16 * 1024 * 1024  # bytes of a line
+_PAUSE = 0.01  # seconds before one asks again
 _FOREVER = 2e6  # seconds, 23 days: poll(2) takes an int of milliseconds
 
 
@@ -79,6 +80,7 @@ class _Call:
     def __init__(self, target: Target, timeout: float | None) -> None:
         self._deadline = float("inf") if timeout is None or timeout > _FOREVER else monotonic() + timeout
         self._timeout = timeout
+        self._target = target
         self._socket, self.pid = connect(target, self._deadline)
         self._process = -1
         self._received = b""
@@ -105,6 +107,15 @@ class _Call:
 
     def ask(self, **request: Any) -> Iterator[dict[str, Any]]:
         """The lines of the answer, to the end of the connection or of the process."""
+        is_heard = False
+        while not is_heard:
+            for fields in self._answers(request):
+                is_heard = True
+                yield fields
+            if not is_heard and not self._can_ask_again():
+                return
+
+    def _answers(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             self._socket.sendall(protocol.line(**request))
         except OSError:
@@ -120,6 +131,21 @@ class _Call:
             if "error" in fields:
                 raise ControlError(str(fields["error"]))
             yield fields
+
+    def _can_ask_again(self) -> bool:
+        """The connection has ended without a word. Who has not been heard yet is thrown out when too many come at once,
+        and asks once more; unless the program has ended, or the one that is there by now is another."""
+        poll = select.poll()
+        if self._process != -1:
+            poll.register(self._process, select.POLLIN)
+        if poll.poll(_PAUSE * 1000):
+            return False
+        self._socket.close()
+        try:
+            self._socket, pid = connect(self._target, self._deadline)
+        except NotThereError:
+            return False
+        return pid == self.pid
 
     def wait_for_the_end(self) -> None:
         """Until the process is gone, not only its end of the connection."""
