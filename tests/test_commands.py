@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -384,6 +384,36 @@ def test_the_time_is_over_and_the_stop_happens_all_the_same(asked: Asked) -> Non
 
 
 @both
+def test_a_program_that_is_suspended_answers_nobody_in_time_and_goes_on_as_asked(asked: Asked) -> None:
+    def ask_in_vain(*command: str) -> None:
+        name, *number = command
+        ran = ask(name, asked.pid, *number, "--timeout", "0.2")
+        assert (ran.returncode, ran.stdout) == (4, "")
+        assert ran.stderr == f"hotrestart: no answer from process {asked.pid} within 0.2 s\n"
+        assert "within 0.2 s" in ask_json(name, asked.pid, *number, "--timeout", "0.2", status=4)["reason"]
+
+    asked.serve()
+    asked.deploy_version(2)
+    with suspended(asked):
+        for command in (["status"], ["scale", "1"], ["restart"]):
+            ask_in_vain(*command)
+    asked.wait_report(ready=2)
+    assert asked.version(2) == 2
+    with suspended(asked):
+        ask_in_vain("stop")
+    assert asked.wait_exit() == 0
+
+
+@contextmanager
+def suspended(asked: Asked) -> Iterator[None]:
+    asked.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        asked.send_signal(signal.SIGCONT)
+
+
+@both
 @pytest.mark.parametrize("json", [False, True], ids=["text", "json"])
 def test_ctrl_c_ends_the_waiting_and_nothing_else(asked: Asked, json: bool) -> None:
     asked.serve()
@@ -501,6 +531,24 @@ def test_help_has_the_statuses_and_an_example(command: str, capsys: pytest.Captu
     example = re.search(rf"python3 -m hotrestart ({command} .*)", text.split("example:")[1])
     assert example is not None
     assert "TARGET" in text.split("options:")[0]
+
+
+def test_the_help_of_run_has_the_statuses_and_examples_that_can_be_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit status: 0 after a stop; 1 if" in text
+    assert "-- COMMAND" in text.split("options:")[0]
+    examples = re.findall(r"python3 -m hotrestart (run .*)", text.split("examples:")[1])
+    assert len(examples) == 3
+    for example in examples:  # understood as far as a mistake at its end
+        options, command = example.split(" -- ")
+        assert command
+        with pytest.raises(SystemExit) as ended:
+            main([*options.split(), "--workers", "0", "--", *command.split()])
+        assert ended.value.code == 2
+        assert "workers is a number, 1 or more" in capsys.readouterr().err
 
 
 @both

@@ -271,4 +271,6 @@ def test_a_play_stops_at_the_first_host_whose_code_is_broken(fleet: Fleet) -> No
 @pytest.mark.parametrize("name", ["restart.yml", "loop.sh"])
 def test_readme_shows_what_is_tested_here(name: str) -> None:
     readme = (CHECKOUT / "README.md").read_text()
-    assert "\n## Fleets\n" not in readme or (HERE / name).read_text() in readme
+    section = readme.partition("\n## Fleets\n")[2].partition("\n## ")[0]
+    assert section, "no such section"
+    assert f"\n{(HERE / name).read_text()}```\n" in section

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Program
+from tests.harness import CHECKOUT, Program
 from tests.recipes.load import KINDS, Client, Load, deploy, wait_served
 from tests.systemd_box import Box, Service
 
@@ -197,6 +199,58 @@ def test_start_and_reload_wait_for_the_outcome_and_have_it(box: Box, folder: Pat
             load.wait_for(server, 3)
         load.check(3)
         assert server.stop() == 0
+
+
+def units_of_the_readme(kind: str, folder: Path, port: int) -> list[str]:
+    """The very text of them, with paths and port of ours: the service's, and the socket's if there is one."""
+    section = (CHECKOUT / "README.md").read_text().partition("\n## Under systemd\n")[2].partition("\n## ")[0]
+    in_place, rolling = re.findall(r"```ini\n(.*?)```", section, re.DOTALL)
+    texts = [in_place] if kind == "in place" else rolling.partition("# app.service")[2].split("# app.socket")
+    ours = {
+        "/srv/app/.venv/bin/python": sys.executable,
+        "/srv/app/current/worker.py": f"{folder}/app.py 127.0.0.1:{port}",
+        "/srv/app/current/server.py": f"{folder}/app.py 127.0.0.1:{port}",
+        "Requires=app.socket": "Requires={name}.socket",
+        "127.0.0.1:8000": f"127.0.0.1:{port}",
+    }
+    for theirs, mine in ours.items():
+        texts = [text.replace(theirs, mine) for text in texts]
+    assert not [text for text in texts if "app.socket" in text or "/srv/" in text]
+    return texts
+
+
+@kinds
+def test_the_units_of_the_readme(box: Box, folder: Path, port: int, kind: str) -> None:
+    service, *sockets = units_of_the_readme(kind, folder, port)
+    assert len(sockets) == (kind != "in place")
+    with Server(box, folder, port, kind, service, **dict(zip(["socket"], sockets, strict=False))) as server:
+        if sockets:
+            box.systemctl("start", f"{server.name}.socket")
+            assert server.pid == 0
+        else:
+            server.systemctl("start")
+        with Load(port) as load:
+            load.wait_for(server, 1)
+            server.wait_show("ActiveState", "active")
+            pid = server.pid
+            for version in (2, 3):
+                server.reload(load, version)
+                server.assert_undisturbed(pid)
+            server.deploy("import there_is_no_such_thing")
+            with pytest.raises(AssertionError, match=r"Job for .* failed"):
+                server.systemctl("reload")
+            server.assert_undisturbed(pid)
+            assert "there_is_no_such_thing" in server.show("StatusText")
+        load.check(3)
+        server.deploy_version(4)
+        server.systemctl("restart")
+        server.wait_served()
+        assert server.pid not in (0, pid)
+        server.assert_undisturbed(server.pid)
+        assert server.stop() == 0
+        said = [line for line in box.log().splitlines() if server.name in line]
+        assert said
+        assert not [line for line in said if "Unknown" in line or "ignor" in line]
 
 
 BY_HAND = """

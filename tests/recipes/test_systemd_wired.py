@@ -66,6 +66,12 @@ class Unit(Service):
         return "timed out" in self.box.log().split(self.unit, 1)[1]
 
 
+def behind_a_socket(more: str) -> str:
+    """The text of a unit."""
+    text = UNIT.replace("{needs}", "Requires={name}.socket").replace("{start}", "{folder}/app.py {arguments}")
+    return text.replace("{reload}", WAITS).replace("{more}", more)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path.resolve() / "app"
@@ -243,10 +249,32 @@ def test_a_supervisor_lives_until_it_hangs(box: Box, folder: Path) -> None:
         unit.wait_show("Result", "watchdog")
 
 
-def wait_signs_of_life(unit: Unit, count: int) -> None:
+def wait_signs_of_life(unit: Service, count: int) -> None:
     for _ in range(count):
         before = unit.show("WatchdogTimestampMonotonic")
         unit.wait_until(lambda before=before: unit.show("WatchdogTimestampMonotonic") != before, "a sign of life")
+
+
+@kinds
+def test_whoever_is_busy_with_requests_and_restarts_lives_until_he_hangs(
+    box: Box, folder: Path, port: int, kind: str
+) -> None:
+    served = {"in place": "in place", "rolling": "workers"}[kind]
+    with Server(box, folder, port, served, behind_a_socket("WatchdogSec=2"), socket=SOCKET) as server:
+        box.systemctl("start", f"{server.name}.socket")
+        with Load(port) as load:
+            load.wait_for(server, 1)
+            server.wait_show("ActiveState", "active")
+            pid = server.pid
+            for version in (2, 3):
+                wait_signs_of_life(server, 1)
+                server.reload(load, version)
+                server.assert_undisturbed(pid)
+            wait_signs_of_life(server, 3)
+            server.assert_undisturbed(pid)
+        load.check(3)
+        box.run("kill", "-STOP", str(pid))
+        server.wait_show("Result", "watchdog")
 
 
 # -- under load -----------------------------------------------------------------------------------------------------
@@ -255,8 +283,7 @@ def wait_signs_of_life(unit: Unit, count: int) -> None:
 @kinds
 def test_ten_reloads_behind_a_socket_unit_lose_nothing(box: Box, folder: Path, port: int, kind: str) -> None:
     served = {"in place": "in place", "rolling": "workers"}[kind]
-    text = UNIT.replace("{needs}", "Requires={name}.socket").replace("{start}", "{folder}/app.py {arguments}")
-    text = text.replace("{reload}", WAITS).replace("{more}", "WatchdogSec=30\nTimeoutStartSec=100\nTimeoutStopSec=40")
+    text = behind_a_socket("WatchdogSec=30\nTimeoutStartSec=100\nTimeoutStopSec=40")
     with Server(box, folder, port, served, text, socket=SOCKET) as server:
         box.systemctl("start", f"{server.name}.socket")
         assert server.pid == 0
