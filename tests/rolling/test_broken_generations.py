@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hotrestart.testing import Traffic as ServedTraffic
 from tests.harness import PATIENCE
-from tests.rolling.programs import Rolling, Traffic, service
+from tests.rolling.programs import Rolling, Traffic, answer_on, service
 
 
 @pytest.fixture
@@ -159,6 +161,46 @@ def test_the_traceback_of_a_worker_that_raises_is_quoted(program: Rolling) -> No
     program.hup()
     program.wait_until(lambda: "in main\n" in "".join(program.log().split("generation 2 failed")[1:]), "the traceback")
     assert "Traceback" in program.log().split("generation 2 failed")[1]
+
+
+BRIEFLY = """
+def as_long_as_it_lives(loop, listener):
+    found = loop.wait(listener, timeout=0.02)
+    if VERSION == 2 and time.monotonic() > ready_since + 0.7:
+        {end}  # with nothing in hand: what is in the queue belongs to all
+    return found
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise RuntimeError('late')"])
+def test_the_old_code_serves_everybody_while_the_new_dies_0_7_s_after_it_was_ready(program: Rolling, end: str) -> None:
+    def briefly(version: int, options: str) -> str:
+        source = service(version, options, top=BRIEFLY.format(end=end))
+        source = source.replace("in loop.wait(listener)", "in as_long_as_it_lives(loop, listener)")
+        return source.replace(
+            "told(ready=True)", "told(ready=True); global ready_since; ready_since = time.monotonic()"
+        )
+
+    program.launch(briefly(1, "workers=2"))
+    before = program.wait_workers(2)
+    address = tuple(program.told("address")[0])
+
+    def ask(_: int) -> str:
+        with socket.create_connection(address, PATIENCE) as connection:
+            connection.sendall(b"who\n")
+            return answer_on(connection)[1]
+
+    with ServedTraffic(ask, clients=4) as traffic:
+        traffic.wait_for("1")
+        program.deploy(briefly(2, "workers=2, soak=2"))
+        program.hup()
+        program.wait_report(ready=True, version=2, count=2)
+        program.wait_log("generation 2 failed at stage soak")
+        program.wait_until(lambda: len(program.servers()) == 1, "nothing of the broken generation is left")
+        traffic.wait_for("1")
+    traffic.check()
+    assert {each.answer for each in traffic.answers} == {"1", "2"}
+    assert program.wait_workers(2) == before
 
 
 def test_with_batch_a_late_failure_puts_the_old_workers_back(program: Rolling) -> None:
