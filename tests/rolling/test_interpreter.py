@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness import CHECKOUT, PATIENCE
+from tests.recipes.conftest import held_port
+from tests.recipes.load import Load
 from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
 
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -37,15 +39,18 @@ def program(tmp_path: Path) -> Iterator[Rolling]:
 
 
 def other_interpreter() -> tuple[str, Path]:
-    """Another supported Python than this one: its version as "3.x", and its file."""
-    pyenv = sorted((Path.home() / ".pyenv/versions").glob("3.*/bin/python"), reverse=True)
-    on_path = [Path(found) for minor in range(14, 9, -1) if (found := shutil.which(f"python3.{minor}"))]
-    for python in [*pyenv, *on_path]:
+    """The newest supported Python that is not this one: its version as "3.x", and its file."""
+    pythons = [*(Path.home() / ".pyenv/versions").glob("3.*/bin/python")]
+    pythons += [Path(found) for minor in range(10, 15) if (found := shutil.which(f"python3.{minor}"))]
+    found: dict[int, Path] = {}
+    for python in pythons:
         ask = [str(python), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
         version = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
         if re.fullmatch(r"3\.1\d", version) and version != THIS:
-            return version, python.resolve()
-    pytest.skip("there is only one supported Python here")
+            found.setdefault(int(version[2:]), python.resolve())
+    if not found:
+        pytest.skip("there is only one supported Python here")
+    return f"3.{max(found)}", found[max(found)]
 
 
 def switch(link: Path, target: str) -> None:
@@ -167,23 +172,44 @@ def a_random_moment(most: float) -> None:
 # -- another interpreter -------------------------------------------------------------------------------------------
 
 
+def http_server(version: int) -> str:
+    """It answers with its version, to new and to kept connections, and has much of the interpreter's mapped."""
+    source = (CHECKOUT / "tests/apps/http_threads.py").read_text()
+    return source.replace("VERSION = 0\n", f"VERSION = {version}\nimport decimal, ssl, sqlite3\n")
+
+
 def test_a_program_moves_to_another_python_and_back_under_load(program: Rolling, virtualenvs: Virtualenvs) -> None:
-    program.launch(service(top="import decimal, ssl, sqlite3"))
-    pid, port = program.pid, program.told("address")[0]
-    with Traffic(program) as traffic:
-        for generation, name in ((2, "new"), (3, "old"), (4, "new")):
-            switch(virtualenvs.link, name)
-            program.reload(service(generation, top="import decimal, ssl, sqlite3"), expect=generation)
-            virtualenvs.wait_moved(name)
-            version = program.evaluate("'%d.%d' % sys.version_info[:2]")
-            assert version == virtualenvs.versions[name]
-            assert program.evaluate("state.generation") == str(generation)
-        program.wait_until(lambda: "4" in traffic.versions(), "the newest code")
-    assert program.pid == pid
-    assert program.log().count("the supervisor moves to") == 3
-    assert all(each == port for each in program.told("address"))
-    assert program.wait_until(lambda: len(program.members()) == 4, "supervisor, fork server, two workers")
-    program.assert_no_zombie()
+    program.deploy(http_server(1))
+    with held_port() as port:
+        program.start("app.py", f"127.0.0.1:{port}")
+        program.wait_log("generation 1 serves")
+        pid = program.pid
+        with Load(port) as load:
+            load.wait_for(program, 1, alone=True)
+            for generation, name in ((2, "new"), (3, "old"), (4, "new")):
+                switch(virtualenvs.link, name)
+                program.reload(http_server(generation), expect=generation)
+                virtualenvs.wait_moved(name)
+                load.wait_for(program, generation, alone=True)
+        load.check(4)
+        assert program.pid == pid
+        assert program.log().count("the supervisor moves to") == 3
+        program.wait_until(lambda: len(program.members()) == 4, "supervisor, fork server, two workers")
+        program.assert_no_zombie()
+        assert program.stop() == 0
+
+
+def test_what_is_told_of_the_python_and_the_generation_is_true_after_a_move(
+    program: Rolling, virtualenvs: Virtualenvs
+) -> None:
+    program.launch(service())
+    switch(virtualenvs.link, "new")
+    program.reload(service(2), expect=2)
+    virtualenvs.wait_moved("new")
+    assert program.evaluate("'%d.%d' % sys.version_info[:2]") == virtualenvs.versions["new"]
+    assert program.evaluate("state.generation") == "2"
+    first, *more = program.told("address")
+    assert all(each == first for each in more)
 
 
 def test_an_interpreter_that_was_replaced_by_another_file_of_the_same_path_is_another(
