@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +16,8 @@ from hypothesis import strategies as st
 
 from hotrestart.options import _MOST_WORKERS
 from hotrestart.rolling.beats import PLACES, Beats, Pulse, Watch
+from tests.conftest import missing
+from tests.rolling.programs import Rolling
 
 pytestmark = pytest.mark.core
 
@@ -257,3 +263,48 @@ def test_the_supervisor_sees_a_worker_stop_and_go_on(beats: Beats) -> None:
 
 def test_there_are_places_for_two_generations_of_the_most_workers() -> None:
     assert PLACES >= 2 * _MOST_WORKERS
+
+
+# --- what it costs
+
+TURNING = """
+import os, hotrestart
+
+@hotrestart.restartable(workers=1, timeout=60)
+def main():
+    with hotrestart.worker_loop() as loop:
+        turns = 0
+        os.access("while", os.F_OK)
+        while loop.running:
+            turns += 1
+            if turns == 10_000:
+                break
+        os.access("for", os.F_OK)
+        for turn in loop:
+            if turn == 10_000:
+                break
+        os.access("end", os.F_OK)
+        report(worker=os.getpid())
+        loop.sleep()
+
+main()
+"""
+
+
+def test_a_turn_costs_no_system_call(tmp_path: Path) -> None:
+    strace = shutil.which("strace")
+    if strace is None or subprocess.run([strace, "-qq", "-o", os.devnull, "true"], check=False).returncode != 0:
+        missing("a strace that may trace")
+    with Rolling(tmp_path / "program") as program:
+        program.deploy(TURNING)
+        trace = program.folder / "trace"
+        options = ["-D", "-f", "-qq", "-o", str(trace)]  # -D: the program is our child, and strace its grandchild
+        program.start_command([str(strace), *options, program.python, "app.py"])
+        worker = program.wait_until(lambda: program.told("worker"), "ten thousand turns, twice")[0]
+        program.stop()
+        program.wait_gone()  # then all has been written
+    found = [line.split(maxsplit=1) for line in trace.read_text().splitlines()]
+    calls = [call for pid, call in found if int(pid) == worker]
+    marks = [next(n for n, call in enumerate(calls) if f'"{name}", F_OK' in call) for name in ("while", "for", "end")]
+    for begin, end in pairwise(marks):
+        assert end - begin - 1 < 10, calls[begin:end][:20]
