@@ -141,6 +141,7 @@ class _Call:
         if poll.poll(_PAUSE * 1000):
             return False
         self._socket.close()
+        self._received = b""
         try:
             self._socket, pid = connect(self._target, self._deadline)
         except NotThereError:
