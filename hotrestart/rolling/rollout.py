@@ -189,8 +189,8 @@ class Rollout(Plan):
                 process.is_retiring, process.deadline = True, NEVER
             elif process.state == KILLED:
                 self._has_gone(process, "it cannot be killed", "", now)
-            elif process.state == ABORTED or (process.state == DRAINING and process.since == NEVER):
-                self._move(process, _KILL, now)  # whoever was never ready has nothing to tell
+            elif process.state == ABORTED:
+                self._move(process, _KILL, now)
             elif process.state == STARTING:
                 doing = "reach main()" if process.is_server else "get ready"
                 limit = self.generations[process.generation].options.ready_timeout

@@ -272,7 +272,7 @@ def test_a_new_worker_that_is_one_too_many_fails_nobody_when_it_drains_too_long(
     world.is_scaled(-1)
     assert ["drain"] in told(world, 2)
     world.passes(1.0)
-    assert ["drain", "kill"] in told(world, 2)
+    assert ["drain", "abort"] in told(world, 2)
     world.gets_ready(starting(world, 2)[0])
     assert world.answers["operator"].ok
 
@@ -293,8 +293,8 @@ def test_a_worker_that_was_never_ready_has_a_second_to_end_and_not_its_grace() -
     began = world.now
     world.is_stopped()
     world.passes_to_the_deadline()
-    assert list(booting.told) == ["drain", "kill"], "no dump of its stacks: nobody has asked what it does"
-    assert booting.told["kill"] < began + 1.0
+    assert list(booting.told) == ["drain", "abort"]
+    assert booting.told["abort"] < began + 1.0
     assert list(served.told) == ["drain"]
 
 

@@ -402,9 +402,7 @@ class World:
         assert not body.is_gone
         assert "kill" not in body.told
         unborn = body.is_server and body.is_starting and self.is_doomed(body.number)
-        late = body.was_never_ready and self.now >= body.told["drain"] + body.grace
-        aborted = body.told.get("abort", NEVER)
-        assert unborn or late or self.is_quitting or self.now >= aborted + 2.0, f"{body} was killed too early"
+        assert unborn or self.is_quitting or self.now >= body.told["abort"] + 2.0, f"{body} was killed too early"
         body.told["kill"] = self.now
 
     def _on_commit(self, number: int) -> None:
