@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from .generation import NEVER, READY, STARTING, Generation, Process
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from .generation import READY, STARTING, Generation, Process
 
 __all__ = ["Plan"]
 
 
 class Plan:
     """`current` serves and `coming` gets ready (numbers, 0 for none); `extra`: so many workers more than the options
-    say; `boot_grace`: seconds that a worker has to end which was never ready, and has no work in hand."""
+    say."""
 
     def __init__(self) -> None:
         self.generations: dict[int, Generation] = {}
         self.current: int = 0
         self.coming: int = 0
         self.extra: int = 0
-        self.boot_grace: float = 0.9
         self.is_stopping: bool = False
         self._queued: list[tuple[object, float]] = []  # who has asked for a restart, and when
 
@@ -50,18 +45,6 @@ class Plan:
         """The generation that has it; None if the process has ended already."""
         generation = self.generations.get(process.generation)
         return generation if generation is not None and process in generation else None
-
-    def _grace(self, process: Process) -> float:
-        """Seconds that it has to end, once it has been asked to."""
-        grace = self.generations[process.generation].options.grace
-        return grace if process.since < NEVER else min(grace, self.boot_grace)
-
-    def _age(self, process: Process, share: Callable[[], float]) -> float:
-        """Seconds after which it is replaced; `share`: of the jitter."""
-        options = self.generations[process.generation].options
-        if options.max_age is None or process.is_server:
-            return NEVER
-        return options.max_age * (1 + options.jitter * share())
 
     def _is_doomed(self, generation: Generation) -> bool:
         return self.is_stopping or generation.number not in (self.current, self.coming)

@@ -9,8 +9,8 @@ is *coming*; all others are on their way out. What the coming one goes through:
     commit it is the current one now; the old one's workers drain         each no longer than its `grace`
 
 A process that ends, or whose time is up, in the coming generation rolls all of it back: its workers drain, for they may
-have accepted work (one that was never ready has a second to end), and the current generation is filled up again from
-its own fork server. What ends in the current generation is replaced from there too, so nothing on the disk bleeds in.
+have accepted work, and the current generation is filled up again from its own fork server. A process of the current
+generation that ends is replaced from there too, so nothing that lies on the disk can bleed into what serves.
 
 All that is waited for has a deadline, and when that has passed a process goes one step down: ABRT (for a dump of its
 stacks), KILL, and in the end it is given up. Times are seconds of any clock that does not jump.
@@ -91,9 +91,10 @@ class Rollout(Plan):
     def quit(self, now: float) -> list[Action]:
         """Everything is killed."""
         self.is_stopping = self._was_told_to_stop = True
-        for process in [each for each in self._processes() if each.state != KILLED]:
-            process.is_leaving = True
-            self._move(process, _KILL, now)
+        for process in self._processes():
+            if process.state != KILLED:
+                process.is_leaving = True
+                self._move(process, _KILL, now)
         return self._settle(now)
 
     def scale(self, by: int, now: float) -> list[Action]:
@@ -107,11 +108,10 @@ class Rollout(Plan):
         """A worker serves; a fork server has loaded the program, which has these options."""
         is_its_word = process.is_server == (options is not None)
         generation = self._generation_of(process)
-        if generation and is_its_word and process.state == DRAINING and process.since == NEVER:
-            process.since = now  # it may have got work before it heard that it is to end
-            generation.move(process, DRAINING, now + self._grace(process))
-        elif generation and is_its_word and process.state == STARTING:
-            generation.move(process, READY, now + self._age(process, self._share))
+        if generation and is_its_word and process.state == STARTING:
+            age, jitter = generation.options.max_age, generation.options.jitter
+            limit = NEVER if age is None or process.is_server else age * (1 + jitter * self._share())
+            generation.move(process, READY, now + limit)
             process.since = now
             if options is not None:
                 self._loaded(generation, options, now)
@@ -297,13 +297,13 @@ class Rollout(Plan):
 
     def _become(self, generation: Generation, server: Process, now: float) -> None:
         """Without preload, what has loaded the program is its first worker."""
-        generation.server, server.is_server, server.since = None, False, NEVER
+        generation.server, server.is_server = None, False
         generation.add(server)
         self._move(server, ("become", STARTING, generation.options.ready_timeout), now)
 
     def _drain(self, process: Process, now: float) -> None:
         process.is_leaving = True
-        self._move(process, ("drain", DRAINING, self._grace(process)), now)
+        self._move(process, ("drain", DRAINING, self.generations[process.generation].options.grace), now)
 
     def _abort(self, process: Process, why: str, now: float) -> None:
         process.why = why

@@ -48,8 +48,6 @@ class Runner(_BareSupervisor):
         self.program.executable = self.program.argv[0]
         self._options = Options(**document["options"])
         self._settle: float | None = task["settle"]
-        if self._settle is not None:
-            self.rollout.boot_grace = NEVER  # it may serve before it counts as ready
         self._stop_signal: int = task["signal"]
         self.roster.listening.asked.clear()  # what is listened to is said once and for all, whatever generation serves
         self._listening = _listening(task["listen"], task["nonblocking"])

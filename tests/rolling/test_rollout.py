@@ -286,31 +286,6 @@ def test_a_drain_that_takes_longer_than_its_grace_is_aborted_then_killed() -> No
     assert {verb: when - began for verb, when in old.told.items()} == {"drain": 0.0, "abort": 30.0, "kill": 32.0}
 
 
-def test_a_worker_that_was_never_ready_has_a_second_to_end_and_not_its_grace() -> None:
-    world = restarting(running(workers=2, grace=30.0))
-    served, booting = starting(world, 2)
-    world.gets_ready(served)
-    began = world.now
-    world.is_stopped()
-    world.passes_to_the_deadline()
-    assert list(booting.told) == ["drain", "abort"]
-    assert booting.told["abort"] < began + 1.0
-    assert list(served.told) == ["drain"]
-
-
-def test_a_worker_that_was_ready_when_it_was_told_to_end_has_its_grace() -> None:
-    """Its word was under way; it may have work in hand."""
-    world = restarting(running(workers=1, grace=30.0))
-    body = starting(world, 2)[0]
-    world.is_stopped()
-    world.passes(0.5)
-    world.gets_ready(body)
-    world.passes(29.0)
-    assert list(body.told) == ["drain"]
-    world.passes(1.0)
-    assert list(body.told) == ["drain", "abort"]
-
-
 # --- the first generation
 
 

@@ -319,17 +319,6 @@ def caught(pid: int) -> int:
     return int(re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
 
 
-@pytest.mark.parametrize(("settles", "finishes"), [("--settle=30", True), ("--notify", False)])
-def test_who_may_serve_before_it_has_settled_has_its_grace_and_who_never_said_ready_has_not(run, settles, finishes):
-    source = """
-signal.signal(signal.SIGTERM, lambda *_: (time.sleep(2.5), told(finished=True), sys.exit()))
-told(works=True)"""
-    run.tells(source + WAITS, settles, "--grace", "3600", "--ready-timeout", "3600", serves=False)
-    run.wait_report(works=True)
-    assert run.stop() == 0
-    assert bool(run.reports(finished=True)) is finishes
-
-
 @pytest.mark.parametrize("stage", ["ready", "soak", "drain"])
 def test_term_at_each_stage(run, stage):
     source = f"""

@@ -16,7 +16,6 @@ from hotrestart.rolling.generation import ABORTED, DRAINING, KILLED, READY, STAR
 from hotrestart.rolling.rollout import Rollout
 
 NEVER = float("inf")
-BOOT_GRACE = 0.9  # seconds for a worker that was never ready
 SHARE = 0.5  # of the jitter
 
 
@@ -37,11 +36,6 @@ class Body:
     @property
     def is_starting(self) -> bool:
         return self.is_kept and self.ready_at == NEVER
-
-    @property
-    def was_never_ready(self) -> bool:
-        """A worker that has been told to end, and no more than that, before it was ready."""
-        return not self.is_gone and not self.is_server and self.ready_at == NEVER and self.told.keys() == {"drain"}
 
     @property
     def serves(self) -> bool:
@@ -98,8 +92,6 @@ class World:
                 load.plan, load.is_loaded = options, True
         if body.is_starting:
             body.ready_at = self.now
-        elif body.was_never_ready:  # it is told that it is to end only now
-            body.ready_at, body.told["drain"], body.grace = self.now, self.now, self.plan(body.number).grace
         self.do("ready", body.process, options=options if body.is_server else None)
 
     def ends(self, body: Body, reason: str = "exit 1", detail: str = "") -> None:
@@ -385,8 +377,7 @@ class World:
             surplus = sum(b.is_kept for b in self.workers(body.number)) > self.wanted(body.number)
             assert body.is_starting
             assert surplus or self.is_failing(body.number)
-        grace = self.plan(body.number).grace
-        body.told["drain"], body.grace = self.now, min(grace, BOOT_GRACE) if body.ready_at == NEVER else grace
+        body.told["drain"], body.grace = self.now, self.plan(body.number).grace
 
     def _on_abort(self, process: Process) -> None:
         body = self.bodies[process]
