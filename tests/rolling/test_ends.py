@@ -203,6 +203,7 @@ def test_a_stop_while_the_first_generation_loads_ends_it(program: Rolling) -> No
     program.start()
     program.wait_report(boot=True, count=2)
     program.term()
+    (program.folder / "never").touch()
     assert program.wait_exit(SOON) == 0
     program.wait_gone(timeout=SOON)
 
