@@ -191,7 +191,10 @@ def test_a_change_while_the_program_boots_is_not_lost(program: Program) -> None:
 def test_a_program_that_dies_of_a_change_waits_for_the_next_one(program: Program) -> None:
     """It was there when the change came: nothing is to be made up for."""
     watch(program, "")
-    program.deploy(SERVES.format(version=2, options="").replace("report(", "import os; os._exit(3); report("))
+    dies = SERVES.format(version=2, options="").replace(
+        "    with", "    import os; os._exit(3)\n    with"
+    )  # before "ready"
+    program.deploy(dies)
     log = program.wait_log("the program has ended with status 3; the next change starts it again")
     assert "has died" in log
     program.deploy(SERVES.format(version=3, options=""))

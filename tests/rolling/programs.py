@@ -151,8 +151,8 @@ class Rolling(Program):
         return found
 
     def servers(self) -> list[int]:
-        """The fork servers, those that load included."""
-        return [pid for pid in self.children() if is_running(pid)]
+        """The fork servers, those that load included, the oldest first."""
+        return sorted((pid for pid in self.children() if is_running(pid)), key=born)
 
     def workers(self) -> list[int]:
         """The workers whose fork server lives."""
@@ -279,6 +279,14 @@ def children_of(pid: int) -> list[int]:
     except OSError:
         pass  # it ends just now
     return found
+
+
+def born(pid: int) -> int:
+    """When, in ticks since the machine was started: a later process may have a lower pid. 0 if it has gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def is_running(pid: int) -> bool:
