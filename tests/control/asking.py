@@ -7,13 +7,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hotrestart import control
 from hotrestart.control.target import connect
 from hotrestart.errors import HotRestartError, NotThereError
-from tests.harness import PATIENCE, Program
+from tests.harness import PATIENCE, Program, open_files
 
 
 class Asking:
@@ -127,4 +126,4 @@ def names_of(pid: int) -> list[str]:
 
 
 def sockets_in(program: Program, pid: int) -> set[str]:
-    return {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir() if "socket" in os.readlink(each)}
+    return {target for target in open_files(pid).values() if "socket" in target}

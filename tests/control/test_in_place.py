@@ -16,7 +16,7 @@ import pytest
 from hotrestart import Outcome, control
 from hotrestart.errors import ControlError, HotRestartError, NotThereError, TimedOutError
 from tests.control.asking import Asking, Visitor, names_of, threads_of, wait_heard, wait_state
-from tests.harness import PATIENCE, Program, worker
+from tests.harness import PATIENCE, Program, open_files, worker
 from tests.rolling.programs import children_of
 
 pytestmark = pytest.mark.core
@@ -503,8 +503,9 @@ def test_a_handler_may_come_and_go_with_a_version(program: Program) -> None:
 
 
 def unix_sockets_of(pid: int) -> set[str]:
-    files = {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
-    return files & {f"socket:[{each.split()[6]}]" for each in Path("/proc/net/unix").read_text().splitlines()[1:]}
+    return set(open_files(pid).values()) & {
+        f"socket:[{each.split()[6]}]" for each in Path("/proc/net/unix").read_text().splitlines()[1:]
+    }
 
 
 FORKS = {
