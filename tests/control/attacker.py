@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 
-ODD = [
+GARBAGE = [
     b"",
     b"\n",
     b"{",
@@ -20,10 +20,13 @@ ODD = [
     b"\xff\xfe\n",
     b"[" * 900 + b"\n",
     b'{"request": "res',
+    b"GET / HTTP/1.1\r\n\r\n",
+]
+ODD = [
+    *GARBAGE,
     b'{"request": "restart"',
     b'{"request": "scale", "to": 1e9}\n',
     b'{"request": "nothing"}\n',
-    b"GET / HTTP/1.1\r\n\r\n",
 ]
 
 

@@ -16,6 +16,7 @@ import pytest
 from hotrestart import Outcome, control
 from hotrestart.errors import ControlError, HotRestartError, NotThereError, TimedOutError
 from tests.control.asking import Asking, Visitor, names_of, threads_of, wait_heard, wait_state
+from tests.control.attacker import GARBAGE
 from tests.harness import PATIENCE, Program, open_files, worker
 from tests.rolling.programs import children_of
 
@@ -700,18 +701,6 @@ def test_hundreds_of_clients_under_a_busy_main_thread(program: Program, full: bo
     program.wait_until(lambda: threads_of(program.pid) == 1, "no thread")
     program.wait_until(lambda: len(program.fds()) <= before, "as many descriptors as before")
     assert restart(program.pid).ok
-
-
-GARBAGE = [
-    b"",
-    b"\n",
-    b"{",
-    b"\0" * 5000,
-    b"\xff\xfe\n",
-    b"[" * 900 + b"\n",
-    b'{"request": "res',
-    b"GET / HTTP/1.1\r\n\r\n",
-]
 
 
 def test_a_storm(program: Program) -> None:

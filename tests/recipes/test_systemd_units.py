@@ -191,14 +191,18 @@ def test_start_and_reload_wait_for_the_outcome_and_have_it(box: Box, folder: Pat
                 with Client(port) as client:
                     assert client.ask(keep=False) == b"%d" % version
                 server.assert_undisturbed(pid)
-            server.deploy("import there_is_no_such_thing")
-            with pytest.raises(AssertionError, match=r"Job for .* failed"):
-                server.systemctl("reload")
-            server.assert_undisturbed(pid)
-            assert "there_is_no_such_thing" in server.show("StatusText")
+            assert_broken_code_is_refused(server, pid)
             load.wait_for(server, 3)
         load.check(3)
         assert server.stop() == 0
+
+
+def assert_broken_code_is_refused(server: Server, pid: int) -> None:
+    server.deploy("import there_is_no_such_thing")
+    with pytest.raises(AssertionError, match=r"Job for .* failed"):
+        server.systemctl("reload")
+    server.assert_undisturbed(pid)
+    assert "there_is_no_such_thing" in server.show("StatusText")
 
 
 def units_of_the_readme(kind: str, folder: Path, port: int) -> list[str]:
@@ -236,11 +240,7 @@ def test_the_units_of_the_readme(box: Box, folder: Path, port: int, kind: str) -
             for version in (2, 3):
                 server.reload(load, version)
                 server.assert_undisturbed(pid)
-            server.deploy("import there_is_no_such_thing")
-            with pytest.raises(AssertionError, match=r"Job for .* failed"):
-                server.systemctl("reload")
-            server.assert_undisturbed(pid)
-            assert "there_is_no_such_thing" in server.show("StatusText")
+            assert_broken_code_is_refused(server, pid)
         load.check(3)
         server.deploy_version(4)
         server.systemctl("restart")
