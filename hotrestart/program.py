@@ -171,9 +171,8 @@ def _in_workers(main: Callable[P, Any], options: Options) -> Callable[P, Any]:
         if isinstance(role.current, worker.Worker):
             return main(*args, **kwargs)
         mine = door.enter(options)
-        if is_coroutine:
-            return mine.run_coroutine(main(*args, **kwargs))
-        return mine.run(lambda: main(*args, **kwargs))
+        run = mine.run_coroutine if is_coroutine else mine.run
+        return run(lambda: main(*args, **kwargs))
 
     return restartable_main
 

@@ -2,7 +2,8 @@
 
 It never goes back to whoever has called `main()`: the frames below are those of the fork server, whose `finally`
 clauses and exit handlers are not a worker's. TERM asks it to drain, as often as it comes; the supervisor's death is a
-TERM too (`leash`). How long it may take is the supervisor's business.
+TERM too (`leash`). How long it may take is the supervisor's business. A worker that is not ready has no job to finish,
+and may be waiting for what never comes: half a second after TERM its `main()` ends by SystemExit, and tidies up so.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock, get_ident, start_new_thread
+from time import monotonic, sleep
 
 from .. import exits, role, signals, state, takeover
 from ..errors import LifelineError
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
+_LAST_OF_A_BOOT = 0.5  # seconds in which one that works may come to its end; to interrupt it is the ruder way
 _LONGEST_DETAIL = 16 * 1024  # characters of a traceback: a message goes with one system call
 
 
@@ -45,10 +48,13 @@ class Worker:
         self.pulse: Pulse = Pulse(ties.beats, place, _with_jitter(options), retire, timeout=options.timeout)
         self._lifeline, self._ties, self._stderr = lifeline, ties, stderr
         self._is_ready = self._is_draining = False
+        self._boot = _Boot()
         self._calls = allocate_lock()
         # As a "restart" signal, for a second TERM must not cut the drain short: the fork server and the kernel may
         # both send one when the supervisor dies.
-        self._handling = signals.handling(self.sleeper, restart=(signal.SIGTERM,), stop=(), on_restart=self.drain)
+        self._handling = signals.handling(
+            self.sleeper, restart=(signal.SIGTERM,), stop=(), on_restart=self._asked_to_end
+        )
 
     def enter(self) -> None:
         """Take TERM, and watch over the supervisor."""
@@ -71,16 +77,18 @@ class Worker:
         """Call `main()` and end this process, with the status it has earned."""
         error = None
         try:
-            main()
+            with self._boot:
+                main()
         except BaseException as raised:
             error = raised
         self._end(error)
 
-    async def run_coroutine(self, main: Awaitable[object]) -> None:
-        """Await `main` and end this process as `asyncio.run` would; for any loop that runs coroutines."""
+    async def run_coroutine(self, main: Callable[[], Awaitable[object]]) -> None:
+        """Await `main()` and end this process as `asyncio.run` would; for any loop that runs coroutines."""
         error = None
         try:
-            await main
+            with self._boot:
+                await main()
         except BaseException as raised:
             error = raised
         try:
@@ -93,6 +101,7 @@ class Worker:
         if self._is_ready:
             return
         self._is_ready = True
+        self._boot.is_on = False
         if takeover.is_relayed():
             os.dup2(self._stderr, 2)
         self._tell("ready")
@@ -118,6 +127,10 @@ class Worker:
     def abandon(self) -> None:
         """Nothing of the program's is a worker's to tidy up."""
 
+    def _asked_to_end(self) -> None:
+        self.drain()
+        self._boot.ask()
+
     def _tell(self, kind: str, **fields: Any) -> None:
         try:
             self._lifeline.send(kind, **fields)
@@ -131,7 +144,7 @@ class Worker:
         if isinstance(error, SystemExit):
             status = exits.status_of(error)
             reason = f"main() has ended by sys.exit({error.code!r})"
-        elif error is not None:
+        elif error is not None and not self._boot.has_caused(error):
             from traceback import format_exception
 
             lines = format_exception(type(error), error, error.__traceback__)
@@ -165,6 +178,56 @@ class Worker:
             self._calls.acquire(True, 5.0)  # a worker may be at its end before the callbacks are through
         finally:  # whatever hooks and streams of the program do, this process goes back to nobody
             exits.end_now(status)
+
+
+class _Boot:
+    """The part of `main()` before it is ready, which TERM ends, once. Made and asked in the main thread."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+        self._deadline: float | None = None
+        self._end: SystemExit | None = None
+        self._thread = get_ident()
+
+    def __enter__(self) -> None:
+        self.is_on = True
+        if self._deadline is not None:
+            raise self._cut()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.is_on = False
+
+    def ask(self) -> None:
+        """Let it come to its end within `_LAST_OF_A_BOOT`, or raise SystemExit in it; if it has not begun, then too."""
+        if self._deadline is None:
+            self._deadline = monotonic() + _LAST_OF_A_BOOT
+            if self.is_on:
+                start_new_thread(self._remind, (_LAST_OF_A_BOOT,))
+        elif self.is_on and self._end is None and monotonic() >= self._deadline:
+            raise self._cut()
+
+    def has_caused(self, error: BaseException) -> bool:
+        """Whether `main()` has raised this for no other reason: an event loop cancels what it runs, or wraps it up."""
+        return self._end is not None and (not isinstance(error, Exception) or error.__cause__ is self._end)
+
+    def _cut(self) -> SystemExit:
+        before = sys.unraisablehook
+
+        def ask_again(lost: Any) -> None:
+            if lost.exc_value is not end:
+                before(lost)
+            elif self.is_on:
+                self._end = None
+                start_new_thread(self._remind, (0.01,))
+
+        self._end = end = SystemExit()
+        sys.unraisablehook = ask_again  # a hook of os.fork() or a `__del__` was running, which nothing leaves
+        return end
+
+    def _remind(self, delay: float) -> None:
+        sleep(delay)
+        if self.is_on:
+            signal.pthread_kill(self._thread, signal.SIGTERM)
 
 
 def _with_jitter(options: Options) -> int:

@@ -107,16 +107,11 @@ each_stage = pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_ends_it_soon_in_every_stage(program: Rolling, stage: str, number: signal.Signals) -> None:
     STAGES[stage](program)
-    # What has never been ready does not look at TERM; it is not waited for.
-    boots = {int(str(each["pid"])) for each in program.reports(boot=True)}
-    ready = {int(str(each["pid"])) for each in program.reports(ready=True)}
     os.kill(program.pid, number)
     if stage == "draining":
         program.wait_report(drained="stop", version=2, count=2)
         assert is_running(program.pid)
         (program.folder / "gate").touch()
-    if boots - ready:
-        (program.folder / "never").touch()  # main() is entered: it is asked to end, and has its grace
     assert program.wait_exit(SOON) == 0
     program.wait_gone(timeout=SOON)
     served = {each["pid"] for each in program.reports(ready=True)}
@@ -203,7 +198,6 @@ def test_a_stop_while_the_first_generation_loads_ends_it(program: Rolling) -> No
     program.start()
     program.wait_report(boot=True, count=2)
     program.term()
-    (program.folder / "never").touch()
     assert program.wait_exit(SOON) == 0
     program.wait_gone(timeout=SOON)
 
