@@ -16,7 +16,7 @@ import sys
 from functools import partial
 from time import monotonic, sleep
 
-from . import control
+from . import control, signals
 from .errors import HotRestartError, NotThereError
 
 TYPE_CHECKING = False
@@ -86,13 +86,14 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
     for folder in folders:
         if not os.path.isdir(folder):
             refuse(f"--dir: there is no folder {folder!r}")
+    watchfiles = _watchfiles()
     try:
         program = _Program(argv)
     except OSError as error:
         refuse(f"{argv[0]!r} cannot be started: {error.strerror}")
     signal.signal(signal.SIGTERM, lambda _number, _frame: program.stop())
     try:
-        for files in _changes(folders, patterns, program):
+        for files in _changes(folders, patterns, program, watchfiles):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
             program.renew(f"{files[0]}{more} changed")
         return program.exit_status()
@@ -183,10 +184,10 @@ def _say(text: str) -> None:
     print(f"hotrestart: {text}", file=sys.stderr)
 
 
-def _changes(folders: list[str], patterns: list[str], program: _Program) -> Iterator[list[str]]:
+def _changes(folders: list[str], patterns: list[str], program: _Program, watchfiles: Any) -> Iterator[list[str]]:
     """The files that have changed, each time that some have and it is calm again; until the program is over."""
     before = snapshot(folders, patterns)
-    for _ in _ticks(folders, program):
+    for _ in _ticks(folders, program, watchfiles):
         now = snapshot(folders, patterns)
         files = changed(before, now)
         if files:
@@ -201,16 +202,25 @@ def _changes(folders: list[str], patterns: list[str], program: _Program) -> Iter
             before = before if program.is_deaf else now
 
 
-def _ticks(folders: list[str], program: _Program) -> Iterator[None]:
-    """Whenever it is time to look, as long as the program is not over."""
+def _watchfiles() -> Any:
+    """The module, or None. Ctrl-C waits meanwhile: until 3.11 a class that is just being made turns it into a
+    RuntimeError, and after one in an `exec()` the exit status of the process is not its own."""
+    mask = signals.block((signal.SIGINT,))
     try:
-        watchfiles: Any = __import__("watchfiles")
+        return __import__("watchfiles")
     except ImportError:
-        while True:
-            program.rest()
-            if program.is_over():
-                return
-            yield
+        return None
+    finally:
+        signals.restore_mask(mask)
+
+
+def _ticks(folders: list[str], program: _Program, watchfiles: Any) -> Iterator[None]:
+    """Whenever it is time to look, as long as the program is not over."""
+    while watchfiles is None:
+        program.rest()
+        if program.is_over():
+            return
+        yield
     milliseconds = int(_EVERY * 1000)
     knows_all = False  # it tells of what comes after it has begun
     for found in watchfiles.watch(*folders, watch_filter=None, rust_timeout=milliseconds, yield_on_timeout=True):

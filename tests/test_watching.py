@@ -121,7 +121,7 @@ def test_ctrl_c_ends_both_in_peace(program: Program, options: str, to: str) -> N
         os.killpg(program.pid, signal.SIGINT)
     else:
         os.kill(program.pid, signal.SIGINT)
-    assert program.wait_exit() == 130
+    assert program.wait_exit() == 130, program.log()
     if not options:
         assert program.reports(ended=True)
     assert "Traceback" not in program.log()
