@@ -127,6 +127,31 @@ def test_ctrl_c_ends_both_in_peace(program: Program, options: str, to: str) -> N
     assert "Traceback" not in program.log()
 
 
+IN_THE_MAKING = """
+import time
+
+class Slow:
+    def __set_name__(self, owner, name):
+        open("begins", "w").close()
+        time.sleep(0.5)
+
+class Owner:
+    slow = Slow()
+"""
+
+
+def test_ctrl_c_while_watchfiles_is_imported_is_no_error(program: Program) -> None:
+    """Until 3.11 what is raised while a class is being made becomes a RuntimeError."""
+    program.deploy(IN_THE_MAKING, "watchfiles.py")
+    program.deploy(SERVES.format(version=1, options=""))
+    program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
+    program.wait_until((program.folder / "begins").exists, "it begins")
+    os.kill(program.pid, signal.SIGINT)
+    assert program.wait_exit() == 130, program.log()
+    assert "Error" not in program.log()
+    assert not program.reports(ready=1)
+
+
 SLOW = """
 import os, time
 
