@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 
 from .. import last_words, log
-from .generation import STARTING
-from .members import Member, Relay
+from .members import Member, Relay, how_a_worker_ended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def has_room() -> bool:
 class Hired(Member):
     """The worker. `notify`: where it says that it is ready."""
 
-    __slots__ = ("name", "notify", "settles_at")
+    __slots__ = ("is_settled", "name", "notify", "settles_at")
 
     def __init__(self, process: Process, name: str) -> None:
         super().__init__(process)
@@ -74,6 +73,8 @@ class Hired(Member):
         self.notify: NotifySocket | None = None
         self.settles_at: float = float("inf")
         """When it will have lived long enough to count as ready."""
+        self.is_settled: bool = False
+        """Whether it has, or has said so; the rollout cannot be told as long as there is no room for it."""
 
     @property
     def outlet(self) -> Outlet | None:
@@ -86,8 +87,8 @@ class Hired(Member):
             return super().why_it_ended(status)
         self.outlet.pump_the_rest()
         lines = last_words.lines_of(self.outlet.tail)
-        if self.process.state != STARTING:  # an exception further up may be of long ago: only the last line says why
-            why, detail = super().why_it_ended(status)
-            return (f"{why}: {lines[-1]}" if lines and status > 0 else why), detail
+        if self.is_settled:  # an exception further up may be of long ago: only the last line says why
+            why = how_a_worker_ended(status)
+            return (f"{why}: {lines[-1]}" if lines and status > 0 else why), last_words.quoted(lines)
         when = f"with status {status}" if status > 0 else "before it was ready"
         return last_words.why_it_ended(self.name, when, status, lines), last_words.quoted(lines)

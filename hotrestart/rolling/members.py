@@ -6,7 +6,7 @@ import os
 
 from .. import last_words, log
 from ..processes import STATUS_UNKNOWN, Child
-from .generation import STARTING
+from .generation import NEVER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .home import Home
     from .lifeline import Lifeline
 
-__all__ = ["Grandchild", "Member", "Relay"]
+__all__ = ["Grandchild", "Member", "Relay", "how_a_worker_ended"]
 
 _READS = 16  # in a row
 
@@ -127,7 +127,12 @@ class Member:
         if self.process.is_server:
             loading = "the new code", "before it called main()"
             loaded = "the fork server", "after it had loaded the program"
-            who, when = loading if self.process.state == STARTING else loaded
+            who, when = loading if self.process.since == NEVER else loaded
             return last_words.why_it_ended(who, when, status, lines), last_words.quoted(lines)
-        how = f"was killed by signal {-status}" if STATUS_UNKNOWN < status < 0 else f"ended with status {status}"
-        return f"a worker {'is gone' if status == STATUS_UNKNOWN else how}", last_words.quoted(lines)
+        return how_a_worker_ended(status), last_words.quoted(lines)
+
+
+def how_a_worker_ended(status: int) -> str:
+    """In one line, if nothing else is known."""
+    how = f"was killed by signal {-status}" if STATUS_UNKNOWN < status < 0 else f"ended with status {status}"
+    return f"a worker {'is gone' if status == STATUS_UNKNOWN else how}"

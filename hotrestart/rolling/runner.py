@@ -19,7 +19,7 @@ from ..command import Command
 from ..options import Options
 from .bare import _BareSupervisor
 from .foreign import Circumstances, environment, start
-from .generation import NEVER, STARTING
+from .generation import NEVER
 from .hired import Hired, Outlet, has_room
 from .readiness import NotifySocket, can_notify
 
@@ -80,7 +80,7 @@ class Runner(_BareSupervisor):
 
     def _pass_on(self, number: int) -> None:
         for member in self._hired():
-            if member.process.state != STARTING:
+            if member.is_settled:
                 member.send_signals(number)
 
     # -- what workers say and do -----------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class Runner(_BareSupervisor):
         return self.roster.members.get(member.process.id) is member
 
     def _is_ready(self, member: Hired) -> None:
-        member.settles_at = NEVER
+        member.settles_at, member.is_settled = NEVER, True
         self._happened("ready", member.process)
 
     def _note_the_end_of(self, member: Member, why: str) -> None:
@@ -156,7 +156,9 @@ class Runner(_BareSupervisor):
         return Circumstances(env, [fd for fd, _ in self._listening], stderr, self.ties.tether, self._stop_signal)
 
     def _do_become(self, member: Member) -> None:
-        """It is one already."""
+        """It is one already; and may be ready since before there was room for it."""
+        if isinstance(member, Hired) and member.is_settled:
+            self._happened("ready", member.process)
 
     def _do_drain(self, member: Member) -> None:
         member.send_signals(self._stop_signal, signal.SIGCONT)

@@ -22,6 +22,7 @@ import pytest
 from hotrestart import control, testing
 from tests.asking import ask, ask_json, begin, document_of
 from tests.conftest import missing
+from tests.control.asking import Asking
 from tests.harness import CHECKOUT, PATIENCE, clean_environment
 from tests.recipes.conftest import held_port
 from tests.recipes.load import Client, Load
@@ -284,6 +285,53 @@ def test_a_worker_that_dies_is_replaced(run):
     run.kill(victim)
     run.wait_log(f"worker {victim} of generation 1: a worker was killed by signal 9")
     run.wait_until(lambda: len(set(run.workers()) - {victim}) == 2, "a new worker")
+
+
+# -- more old workers than there is room for ---------------------------------------------------------------------------
+
+BUSY = """
+def end(*_):
+    while not os.path.exists("done"): time.sleep(0.005)
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+"""
+SERVES = """
+signal.signal(signal.SIGUSR1, lambda *_: told(usr1=True))
+notify(b"READY=1")
+told(ready=True)"""
+
+
+def crowded(run: Run, source: str) -> Asking:
+    """A second restart, to a worker that runs `source`, while the first one's old worker has a job in hand."""
+    (run.folder / "source").write_text(SERVES)
+    run.tells(f"{BUSY}exec(open('source').read()){WAITS}", "--notify", "--ready-timeout", "10")
+    grown(run, 2)
+    (run.folder / "source").write_text(source)
+    return Asking(control.restart, run.pid, timeout=PATIENCE)
+
+
+def test_a_worker_that_gets_ready_while_there_is_no_room_for_it_counts_once_there_is(run):
+    asking = crowded(run, SERVES)
+    run.wait_report(ready=True, count=3)
+    assert control.status(run.pid)["state"] == "restarting"  # and what came before the question has been heard
+    (run.folder / "done").touch()
+    assert asking.result().ok
+
+
+@pytest.mark.parametrize(
+    ("begins", "who"),
+    [("told(ready=True)", Path(sys.executable).name), (SERVES, "a worker")],
+    ids=["not ready", "ready"],
+)
+def test_a_worker_that_fails_while_there_is_no_room_for_it_is_a_worker_like_others(run, begins, who):
+    wait = "while not os.path.exists('fail'): time.sleep(0.005)\n"
+    asking = crowded(run, f"{begins}\n{wait}sys.exit('no database')")
+    run.wait_report(ready=True, count=3)
+    os.kill(run.pid, signal.SIGUSR1)  # one that is not ready would die of it
+    run.wait_report(usr1=True)
+    (run.folder / "fail").touch()
+    assert asking.result().reason == f"{who} ended with status 1: no database"
+    (run.folder / "done").touch()
 
 
 # -- stopping --------------------------------------------------------------------------------------------------------
