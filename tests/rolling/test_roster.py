@@ -22,7 +22,7 @@ from hotrestart.options import Options
 from hotrestart.processes import STATUS_UNKNOWN, Child, spawn
 from hotrestart.rolling import hearing, privileges
 from hotrestart.rolling.beats import PLACES, Beats
-from hotrestart.rolling.generation import DRAINING, READY, Process
+from hotrestart.rolling.generation import ABORTED, DRAINING, KILLED, READY, STARTING, Process
 from hotrestart.rolling.home import Home
 from hotrestart.rolling.lifeline import PROTOCOL, Lifeline, pair
 from hotrestart.rolling.members import Grandchild, Member, Relay
@@ -517,6 +517,20 @@ def test_why_it_failed_is_read_before_it_counts_as_gone(house: House) -> None:
     assert [event[:3] for event in house.events[:-1]] == [("leaving", worker.process.id, "KeyError: 'port'")]
     _, number, reason, more = house.events[-1]
     assert (number, reason, more) == (worker.process.id, "KeyError: 'port'", {"detail": "Traceback..."})
+
+
+@pytest.mark.parametrize("state", [STARTING, ABORTED, KILLED])
+def test_a_fork_server_that_ends_has_loaded_the_program_only_if_it_has_said_so(house: House, state: str) -> None:
+    """One that hangs while it loads is aborted, and has not come further by that."""
+    (loads, _), (has_loaded, _) = house.server(), house.server()
+    has_loaded.process.since = 1.0
+    for each in (loads, has_loaded):
+        each.process.state = state
+        each.send_signals(signal.SIGKILL)
+    house.until(lambda: len(house.ended()) == 2)
+    assert house.ended()[loads.process.id] == "the new code was killed by signal 9 before it called main()"
+    after = "the fork server was killed by signal 9 after it had loaded the program"
+    assert house.ended()[has_loaded.process.id] == after
 
 
 def test_a_fork_that_failed_is_the_end_of_the_worker_with_the_reason(house: House) -> None:
