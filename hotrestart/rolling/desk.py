@@ -211,7 +211,7 @@ class Desk:
         if not 1 <= target <= _MOST_WORKERS:
             raise HotRestartError(f"a program has 1 to {_MOST_WORKERS} workers, not {target}")
         if target != wanted:
-            self._supervisor.scale(target - wanted)
+            self._supervisor._scale(target - wanted)  # at once: the next in this turn counts from there
         return target
 
     def status(self) -> dict[str, Any]:

@@ -107,6 +107,18 @@ def test_status_and_scale(program: Rolling) -> None:
     wait_state(program, wanted=1)
 
 
+def test_of_two_who_ask_for_as_many_workers_at_once_neither_is_told_what_is_not_so(program: Rolling) -> None:
+    program.launch(service())
+    program.send_signal(signal.SIGSTOP)
+    with Visitor(program.pid) as one, Visitor(program.pid) as other:
+        for each in (one, other):
+            each.ask("scale", to=4)
+        program.send_signal(signal.SIGCONT)
+        assert (one.line(), other.line()) == ({"workers": 4}, {"workers": 4})
+    assert control.status(program.pid)["wanted"] == 4
+    program.wait_workers(4)
+
+
 def test_who_asks_during_a_restart_gets_the_next_one(program: Rolling) -> None:
     program.launch(service())
     program.deploy(service(2, first="wait_for('go')"))
