@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["restart", "scale", "status", "stop"]
 
 _LONGEST_ANSWER = 16 * 1024 * 1024  # bytes of a line
-_PAUSE = 0.01  # seconds before one asks again
+_TRIES, _PAUSE = 300, 0.01  # seconds between them
 _FOREVER = 2e6  # seconds, 23 days: poll(2) takes an int of milliseconds
 
 
@@ -84,6 +84,7 @@ class _Call:
         self._socket, self.pid = connect(target, self._deadline)
         self._process = -1
         self._received = b""
+        self._is_unread = False
         try:
             if self.pid:
                 self._process = os.pidfd_open(self.pid)
@@ -106,20 +107,26 @@ class _Call:
         raise NotThereError(f"process {self.pid} has died")
 
     def ask(self, **request: Any) -> Iterator[dict[str, Any]]:
-        """The lines of the answer, to the end of the connection or of the process."""
-        is_heard = False
-        while not is_heard:
+        """The lines of the answer, to the end of the connection or of the process.
+
+        Who has not been heard yet is thrown out when too many come at once, and asks again. What was read may have been
+        carried out, and is not asked for twice.
+        """
+        for left in reversed(range(_TRIES)):
+            is_heard = False
             for fields in self._answers(request):
                 is_heard = True
                 yield fields
-            if not is_heard and not self._can_ask_again():
+            if is_heard or not self._is_unread or (left and self._has_gone()):
                 return
+        raise NotThereError(f"process {self.pid} hangs up on everybody")
 
     def _answers(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        self._is_unread = False
         try:
             self._socket.sendall(protocol.line(**request))
         except OSError:
-            pass  # it has hung up, perhaps after a word why
+            self._is_unread = True  # it has hung up, perhaps after a word why
         while (text := self._line()) is not None:
             try:
                 answer: Any = cjson.loads(text.decode())
@@ -132,21 +139,22 @@ class _Call:
                 raise ControlError(str(fields["error"]))
             yield fields
 
-    def _can_ask_again(self) -> bool:
-        """The connection has ended without a word. Who has not been heard yet is thrown out when too many come at once,
-        and asks once more; unless the program has ended, or the one that is there by now is another."""
+    def _has_gone(self) -> bool:
+        """Connect again, unless the program has ended, or the one that is there by now is another."""
         poll = select.poll()
         if self._process != -1:
             poll.register(self._process, select.POLLIN)
         if poll.poll(_PAUSE * 1000):
-            return False
+            return True
         self._socket.close()
         self._received = b""
         try:
             self._socket, pid = connect(self._target, self._deadline)
         except NotThereError:
-            return False
-        return pid == self.pid
+            return True
+        if not pid:
+            raise NotThereError(f"{self._target!r}: it has hung up, and whether it is still there cannot be told")
+        return pid != self.pid
 
     def wait_for_the_end(self) -> None:
         """Until the process is gone, not only its end of the connection."""
@@ -175,7 +183,8 @@ class _Call:
             return self._socket.recv(65536)
         except (BlockingIOError, InterruptedError):
             return None
-        except OSError:
+        except OSError as error:  # on Linux a reset says that the request was not read; elsewhere nothing does
+            self._is_unread = isinstance(error, ConnectionResetError)
             return b""
 
     def _wait(self, *fds: int) -> list[int]:

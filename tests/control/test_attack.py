@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from hotrestart import Outcome, control
+from hotrestart.control import client
+from hotrestart.errors import NotThereError, TimedOutError
 from hotrestart.testing import Jobs
 from tests.control.asking import Asking, Visitor, names_of, threads_of, wait_heard, wait_state
 from tests.harness import PATIENCE, Program, clean_environment
@@ -228,4 +230,55 @@ def test_whoever_is_thrown_out_before_he_was_heard_asks_again(tmp_path: Path, wh
         with listener.accept()[0] as connection, connection.makefile() as request:
             assert json.loads(request.readline())["request"] == what
             connection.sendall(json.dumps(answer).encode() + b"\n")
+        asking.result()
+
+
+@pytest.fixture
+def somebody(tmp_path: Path) -> Iterator[socket.socket]:
+    """A control socket that the test serves."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "c.sock"))
+        listener.listen()
+        listener.settimeout(PATIENCE)
+        yield listener
+
+
+def assert_nobody_asks(listener: socket.socket) -> None:
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_what_was_read_is_not_asked_for_again(somebody: socket.socket, what: str) -> None:
+    """It may have been carried out."""
+    asking = Asking(getattr(control, what), somebody.getsockname(), timeout=2, **({"by": 1} if what == "scale" else {}))
+    with somebody.accept()[0] as connection:
+        assert json.loads(connection.recv(1000))["request"] == what
+    with pytest.raises(TimedOutError if what == "stop" else NotThereError):  # whoever stops waits for the end
+        asking.result()
+    assert_nobody_asks(somebody)
+
+
+def test_who_is_thrown_out_again_and_again_gives_up(somebody: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_TRIES", 5)
+    asking = Asking(control.restart, somebody.getsockname(), timeout=None)
+    for _ in range(5):
+        somebody.accept()[0].close()
+    with pytest.raises(NotThereError, match="hangs up on everybody"):
+        asking.result()
+    assert_nobody_asks(somebody)
+
+
+@pytest.mark.parametrize("what", ["restart", "stop"])
+def test_one_whose_pid_cannot_be_told_is_not_asked_again(
+    somebody: socket.socket, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is there by now may be another, which was started in its place."""
+    monkeypatch.setattr("hotrestart.control.target._process_at", lambda _connection: 0)
+    asking = Asking(getattr(control, what), somebody.getsockname(), timeout=PATIENCE)
+    somebody.accept()[0].close()
+    with somebody.accept()[0] as another:
+        assert another.recv(1000) == b""
+    with pytest.raises(NotThereError, match="has hung up"):
         asking.result()
