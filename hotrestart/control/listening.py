@@ -153,7 +153,11 @@ def _places() -> Iterator[str]:
 
 def _sweep(folder: str) -> None:
     """Remove what killed programs have left behind."""
-    for name in os.listdir(folder)[:_SWEPT]:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return  # it is gone again, or there is no descriptor left to look into it
+    for name in names[:_SWEPT]:
         pid, _, suffix = name.partition(".")
         if suffix == "sock" and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
             try:
@@ -189,10 +193,11 @@ def _bind(path: str) -> tuple[int, int]:
 
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise AddressError(f"a control socket cannot be at {path!r}: {LONGEST_SOCKET_PATH} bytes are the most")
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     turn = _take_turn(os.path.dirname(path))
+    sock = None
     try:
         _clear_away(path)
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         if sys.platform == "linux":
             os.fchmod(sock.fileno(), 0o600)  # the name gets it at once; elsewhere a socket has no mode
         sock.bind(path)
@@ -204,7 +209,8 @@ def _bind(path: str) -> tuple[int, int]:
 
         return above_stdio(sock.detach()), inode
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         if isinstance(error, AddressError):
             raise
         raise AddressError(f"a control socket cannot be at {path!r}: {error.strerror}") from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -393,6 +395,48 @@ def test_a_link_that_a_dead_program_has_left_is_swept(runtime: Path, tmp_path: P
 
 
 # -- over an exec ------------------------------------------------------------------------------------------------------
+
+
+def in_a_child(function: Callable[[], object]) -> None:
+    """The limit on open files holds for a whole process."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_without_descriptors_it_says_so(place: str, tmp_path: Path) -> None:
+    """A program that serves goes on, with the control socket that it has."""
+
+    def check() -> None:
+        here = Listening.open(True)
+        left = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, left))
+        with pytest.raises(AddressError, match="Too many open files"):
+            Listening.open(str(tmp_path / "c.sock"))
+        with pytest.raises(AddressError, match="Too many open files"):
+            Listening.open(True)
+        assert here.move(str(tmp_path / "c.sock")) is here
+        here.be_found()
+        here.close()
+
+    in_a_child(check)
+
+
+def test_a_folder_that_vanishes_has_nothing_to_be_swept(
+    runtime: Path, opened: list[Listening], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(folder: str) -> list[str]:
+        raise FileNotFoundError(2, "No such file or directory", folder)
+
+    monkeypatch.setattr(os, "listdir", vanish)
+    opened.append(Listening.open(True))
 
 
 def test_it_is_the_same_after_an_exec(runtime: Path, tmp_path: Path, opened: list[Listening]) -> None:
