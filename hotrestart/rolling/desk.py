@@ -249,7 +249,7 @@ class Desk:
         if before.is_as(options.control) if before is not None else options.control is False:
             return
         try:
-            new = _listen(options.control)
+            new = Listening.open(options.control) if options.control is not False else None
         except AddressError as error:
             log.error(str(error))
             return

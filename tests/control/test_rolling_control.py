@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import selectors
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hotrestart import Outcome, control
+from hotrestart.control import whereabouts
 from hotrestart.errors import ControlError, NotThereError
+from hotrestart.options import Options
+from hotrestart.rolling.desk import Desk
 from tests.control.asking import Asking, Visitor, names_of, wait_heard, wait_state
 from tests.harness import PATIENCE, open_files
 from tests.rolling.programs import Rolling, Traffic, service
@@ -327,6 +332,22 @@ def test_control_false_takes_it_away_and_true_brings_it_back(program: Rolling) -
     program.wait_until(lambda: not names_of(program.pid), "no socket any more")
     program.reload(service(4, "workers=1"), expect=4)
     assert wait_heard(program)["generation"] == 4
+
+
+@pytest.mark.parametrize("wanted", [True, "/nonexistent/c.sock"])
+def test_the_socket_stays_if_there_can_be_no_other(
+    tmp_path: Path, wanted: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("folders", "candidates"):
+        monkeypatch.setattr(whereabouts, name, lambda *_: [])
+    path = str(tmp_path / "c.sock")
+    with selectors.DefaultSelector() as watch:
+        desk = Desk(SimpleNamespace(watch=watch))  # type: ignore[arg-type]
+        desk.listen(path)
+        desk.adopt(Options(workers=1, control=wanted))
+        desk.look(time.monotonic())
+        Visitor(path).close()
+        desk.close()
 
 
 def test_two_programs_cannot_be_controlled_at_the_same_path(program: Rolling, tmp_path: Path) -> None:
