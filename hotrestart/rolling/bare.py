@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from time import monotonic
 
 from .. import command, inheritance, listeners, log, reexec, signals, state, titles
 from ..address import identity
 from ..options import Options
 from .becoming import SIGNALS, become
 from .carried import as_document, descriptors, restored
-from .generation import Generation, Process
+from .generation import NEVER, Generation, Process
 from .home import Home
 from .members import Member
 from .rehearsal import Rehearsal
@@ -122,9 +123,16 @@ class _BareSupervisor(Supervisor):
         signal.signal(signal.SIGCHLD, lambda _number, _frame: self._ask(self.roster.reap_all))
         self._ask(self.roster.reap_all)  # those that ended before there was a handler
 
+    def timeout(self) -> float:
+        """Seconds until `step` is wanted although nothing is readable."""
+        until = self._rehearsal.deadline - monotonic() if self._rehearsal is not None else NEVER
+        return max(0.0, min(super().timeout(), until))
+
     def step(self) -> None:
         """Do what there is to do; perhaps by another interpreter from here on."""
         super().step()
+        if self._rehearsal is not None:
+            self._rehearsal.look(monotonic())
         is_quiet = self.roster.is_quiet and self.desk.is_quiet
         if self._next_home != self._home and self.rollout.is_idle and is_quiet:
             if self._rehearsed == self._next_home:
@@ -147,13 +155,18 @@ class _BareSupervisor(Supervisor):
         self.desk.adopt(self.rollout.generations[number].options)
         self._next_home = self.roster.home_of(number) or self._home
 
+    def _do_end(self, status: int) -> None:
+        super()._do_end(status)
+        if self._rehearsal is not None:
+            self._rehearsal.kill()
+
     def _rehearse(self, home: Home) -> None:
-        def ended(well: bool) -> None:
+        def ended(why: str) -> None:
             if self._rehearsal is not None:
                 self.roster.reap_later(self._rehearsal.child)
-            self._rehearsal, self._rehearsed = None, home if well else None
-            if not well:
-                self._stay(home, "hotrestart cannot be loaded there")
+            self._rehearsal, self._rehearsed = None, None if why else home
+            if why:
+                self._stay(home, why)
 
         try:
             self._rehearsal = Rehearsal(home, self._selector, ended)
@@ -181,8 +194,6 @@ class _BareSupervisor(Supervisor):
                 "last": self.rollout.last_number,
                 "options": generation.options.as_document(),
                 "ties": self.ties.numbers(),
-                "server": [],
-                "restart": False,
                 "desk": self.desk.as_document(),
                 "serving": {"extra": self.rollout.extra, "members": members},
             }

@@ -19,7 +19,7 @@ import pytest
 from tests.harness import CHECKOUT, PATIENCE
 from tests.recipes.conftest import held_port
 from tests.recipes.load import Load
-from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
+from tests.rolling.programs import Rolling, Traffic, answer_on, described, is_running, service
 
 THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -334,6 +334,45 @@ def test_a_supervisor_whose_new_library_does_not_load_stays_where_it_is(
     program.wait_workers(2, version=3)
     if how == "is not there":
         libraries.wait_moved(2)
+
+
+def hang(package: Path) -> None:
+    """Let the supervisor's code never come to its end."""
+    with (package / "rolling/bare.py").open("a") as file:
+        file.write("__import__('time').sleep(1000)")
+
+
+def rehearsals(program: Rolling) -> list[int]:
+    """The processes that rehearse a move just now."""
+    return [pid for pid in program.members() if pid != program.pid and "hotrestart.rolling.bare" in described(pid)]
+
+
+def test_a_supervisor_whose_new_library_hangs_as_it_is_loaded_stays_where_it_is_and_says_so(
+    program: Rolling, libraries: Libraries
+) -> None:
+    edit(program.folder / "1.0/hotrestart/rolling/rehearsal.py", "(?m)^_PATIENCE = .*", "_PATIENCE = 0.5")
+    libraries.launch()
+    hang(program.folder / "2.0/hotrestart")
+    libraries.use("2.0")
+    with Traffic(program):
+        program.reload(service(2), expect=2)
+        program.wait_log("the supervisor stays what it is")
+    assert "hotrestart does not load there within 0.5 s" in program.log()
+    program.wait_until(lambda: not rehearsals(program), "the child is gone")
+    program.assert_no_zombie()
+    libraries.use("1.0")
+    program.reload(service(3), expect=3)
+    assert libraries.supervisors() == ["1.0"]
+
+
+def test_a_stop_leaves_no_rehearsal_behind(program: Rolling, libraries: Libraries) -> None:
+    libraries.launch()
+    hang(program.folder / "2.0/hotrestart")
+    libraries.use("2.0")
+    program.reload(service(2), expect=2)
+    program.wait_until(lambda: rehearsals(program), "the rehearsal")
+    assert program.stop() == 0
+    program.wait_gone()
 
 
 # -- another version of the library --------------------------------------------------------------------------------
