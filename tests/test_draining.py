@@ -30,7 +30,7 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-def run(world: World, handle: Handle = greet, linger: float = PATIENCE) -> threading.Thread:
+def run(world: World, handle: Handle = greet, linger: float = PATIENCE, *, debug: bool = False) -> threading.Thread:
     """A server that drains when the program is asked to end, and then closes all that is open."""
     writers: list[asyncio.StreamWriter] = []
 
@@ -48,7 +48,7 @@ def run(world: World, handle: Handle = greet, linger: float = PATIENCE) -> threa
             for writer in writers:
                 writer.close()
 
-    return world.begin(lambda: asyncio.run(main()))
+    return world.begin(lambda: asyncio.run(main(), debug=debug))
 
 
 def test_what_was_accepted_in_the_moment_of_the_end_is_served_and_the_queue_is_left(
@@ -117,7 +117,8 @@ def test_an_idle_connection_holds_the_drain_up_for_no_longer_than_it_may_and_not
     assert not any(tries)
 
 
-def test_an_answer_is_not_lost_to_input_that_nobody_reads(world: World) -> None:
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+def test_an_answer_is_not_lost_to_input_that_nobody_reads(world: World, debug: bool) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         while not state.should_stop:
@@ -126,7 +127,7 @@ def test_an_answer_is_not_lost_to_input_that_nobody_reads(world: World) -> None:
         writer.close()
 
     client = world.connect(b"1\n")
-    thread = run(world, refuse)
+    thread = run(world, refuse, debug=debug)
     sender = world.begin(client.sendall, b"x" * 5_000_000)
     world.loop.sleep(0.05)
     world.end()

@@ -148,6 +148,7 @@ async def _part(events: AbstractEventLoop, connection: socket.socket) -> None:
     import asyncio
 
     deadline = monotonic() + _PATIENCE
+    connection.setblocking(False)  # it is, but this object is new and says that it is not
     try:
         connection.shutdown(socket.SHUT_WR)
         while await asyncio.wait_for(events.sock_recv(connection, 65536), deadline - monotonic()):
