@@ -247,8 +247,10 @@ def fork_worker(function: Callable[..., object], *args: object, keep: Iterable[i
     from . import exits
 
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        try:
             stream.flush()
+        except (AttributeError, OSError, ValueError):
+            continue  # None, closed, or a terminal that is gone
     child = fork()
     if child is not None:
         return child

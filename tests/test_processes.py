@@ -686,12 +686,20 @@ def test_signal_handlers_of_ours_are_none_of_a_worker_s() -> None:
     Run(code)
 
 
-def test_a_program_without_standard_streams_can_have_workers(tmp_path: Path) -> None:
+NO_STREAMS = {
+    "none": "sys.stdout = sys.stderr = None",
+    "closed": "sys.stdout.close(); sys.stderr.close()",
+    "full": "sys.stdout = open('/dev/full', 'w'); sys.stdout.write('x')",
+}
+
+
+@pytest.mark.parametrize("how", NO_STREAMS)
+def test_a_program_without_standard_streams_can_have_workers(how: str) -> None:
     code = f"""if True:
-        sys.stdout = sys.stderr = None
-        if fork_worker(sys.exit, 3).wait({PATIENCE}) != 3: os._exit(1)
+        {NO_STREAMS[how]}
+        os._exit(fork_worker(sys.exit, 3).wait({PATIENCE}) + 1)
     """
-    Run(code)
+    Run(code, returncode=4)
 
 
 def test_a_worker_can_fork_workers() -> None:
