@@ -13,7 +13,7 @@ from time import monotonic
 
 from .. import log
 from ..errors import LifelineError
-from ..processes import STATUS_UNKNOWN
+from ..processes import STATUS_UNKNOWN, reap
 from ..reporting import resident
 from . import privileges
 from .beats import PLACES, Beats, Watch
@@ -50,6 +50,7 @@ class Roster:
         self._selector, self._observer = selector, observer
         self._places = set(range(PLACES - 1))
         self._next_rss = 0.0
+        _reap_the_left()
 
     def adopt(self, member: Member) -> None:
         """Listen to a member from now on."""
@@ -126,7 +127,9 @@ class Roster:
         for key in list(self._selector.get_map().values()):
             if isinstance(key.data, _Reaper):
                 self._selector.unregister(key.fd)
+                _left.append(key.data.child.pid)
                 key.data.child.close()
+        _reap_the_left()
         self.listening.close()
 
     @property
@@ -286,6 +289,15 @@ class Roster:
             self._selector.unregister(file)
         except (KeyError, ValueError):
             pass  # it was never watched, or is not any more; its number may be closed by now
+
+
+_left: list[int] = []
+"""The children of closed rosters that had not ended yet. They are reaped when there is another roster, or it is closed:
+until then nobody drives anything, and the host knows nothing of them."""
+
+
+def _reap_the_left() -> None:
+    _left[:] = reap(_left)
 
 
 class _Reaper:

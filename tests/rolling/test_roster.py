@@ -838,6 +838,24 @@ def test_closing_the_roster_lets_go_of_everything_and_of_nobody_s_life(house: Ho
     os.kill(server.child.pid, 0)
 
 
+@pytest.mark.parametrize("when", ["made", "closed"])
+def test_who_ends_after_its_roster_was_closed_is_reaped_by_the_next(house: House, when: str) -> None:
+    """The process goes on, as somebody's host, and nobody else knows of its child."""
+    server, _ = house.server()
+    pid = server.pid
+    other = House()
+    house.roster.close()
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    houses = [other, *([House()] if when == "made" else [])]
+    if when == "closed":
+        other.roster.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    for each in houses:
+        each.close()
+
+
 def test_a_grandchild_is_never_reaped(house: House) -> None:
     child = house.process()
     grandchild = Grandchild(child.pid, os.dup(child.pidfd))
