@@ -6,7 +6,8 @@
     {"request": "status"}                  {"status": {...}}
     {"request": "scale", "by": 1}          {"workers": 5}          (or "to": 5)
 
-and `{"error": "..."}` for what cannot be done or understood. No I/O here.
+and `{"error": "..."}` for what cannot be done or understood. Whoever asks may close the writing side after the request.
+No I/O here.
 """
 
 from __future__ import annotations

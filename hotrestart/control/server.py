@@ -17,6 +17,7 @@ from time import monotonic
 
 from ..errors import HotRestartError
 from . import protocol
+from .connection import READ, WRITE, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,98 +56,12 @@ if TYPE_CHECKING:
             raise NotImplementedError
 
 
-__all__ = ["READ", "WRITE", "Connection", "Server"]
-
-READ, WRITE = 1, 2
-"""What to watch a descriptor for, as in `selectors`."""
+__all__ = ["Connection", "Server"]
 
 _MOST = 64  # connections; they are descriptors of the program
-_SOON = 10.0  # seconds for a request to come, and for an answer to be taken
 _PAUSE = 1.0  # seconds without new connections, when there is no descriptor for one
-_MOST_UNSENT = 65536  # bytes for one who only waits
 _AT_ONCE = 16  # connections that are taken in a row
 _NEVER = float("inf")
-
-
-class Connection:
-    """Somebody who asks. `ticket`: whatever the program remembers the request by. `waits_for` the end of a "restart" or
-    a "stop"; empty before the request, and once the last line has been said."""
-
-    def __init__(self, server: Server, sock: _socket.socket) -> None:
-        self.ticket: Any = None
-        self.waits_for: str = ""
-        self.deadline: float = monotonic() + _SOON
-        self.unread: bytes = b""
-        self.unsent: bytes = b""
-        self.socket: _socket.socket = sock
-        self.is_answered: bool = False
-        self.watched_for: int = READ
-        self._server = server
-        sock.setblocking(False)
-
-    def fileno(self) -> int:
-        """The socket's."""
-        return self.socket.fileno()
-
-    def say(self, **fields: Any) -> None:
-        """One line of the answer."""
-        self.unsent += protocol.line(**fields)
-        self._send()
-
-    def finish(self, **fields: Any) -> None:
-        """The last line; the connection ends when it has been taken."""
-        if self.socket.fileno() == -1:
-            return
-        self.waits_for, self.is_answered, self.deadline = "", True, monotonic() + _SOON
-        self.say(**fields)
-
-    def conclude(self, outcome: Outcome) -> None:
-        """The outcome that it has waited for."""
-        self.finish(outcome=outcome.as_document())
-
-    def hear(self) -> None:
-        """Something has come: more of a request, or the end."""
-        try:
-            data = self.socket.recv(4096)  # descriptors that come along are closed by the kernel
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        if self.is_answered or self.waits_for:
-            if not data:
-                self._server.drop(self)
-            return  # one request is enough
-        self.unread += data
-        text, end, _ = self.unread.partition(b"\n")
-        if len(text) > protocol.LONGEST_REQUEST:
-            self.finish(error=f"a request has {protocol.LONGEST_REQUEST} bytes at most")
-        elif end:
-            self._server.serve(self, text)
-        elif not data:
-            self._server.drop(self)
-
-    def on_event(self) -> None:
-        """It can be read from, or written to."""
-        if self.unsent:
-            self._send()
-        if self.socket.fileno() != -1:
-            self.hear()
-
-    def _send(self) -> None:
-        try:
-            while self.unsent:
-                self.unsent = self.unsent[self.socket.send(self.unsent) :]
-        except (BlockingIOError, InterruptedError):
-            if not self.is_answered and len(self.unsent) > _MOST_UNSENT:
-                self._server.drop(self)  # it asks for much and takes nothing
-                return
-        except OSError:
-            self._server.drop(self)
-            return
-        if self.is_answered and not self.unsent:
-            self._server.drop(self)
-        else:
-            self._server.look_for(self)
 
 
 class Server:
@@ -219,8 +134,8 @@ class Server:
     def let_go(self) -> list[dict[str, Any]]:
         """Stop serving. The connections that are there, whose descriptors stay open, for another server to take up."""
         left: list[dict[str, Any]] = []
-        for fd, each in self._connections.items():
-            self._watch.unregister(fd)
+        for each in self._connections.values():
+            self._watch_for(each, 0)
             left.append(
                 {
                     "fd": each.socket.detach(),
@@ -254,17 +169,24 @@ class Server:
 
     def drop(self, connection: Connection) -> None:
         """End a connection."""
-        fd = connection.socket.fileno()
-        if self._connections.pop(fd, None) is not None:
-            self._watch.unregister(fd)
+        if self._connections.pop(connection.fileno(), None) is not None:
+            self._watch_for(connection, 0)
         connection.socket.close()
 
     def look_for(self, connection: Connection) -> None:
         """Watch for what the connection has to do next."""
-        events = READ | (WRITE if connection.unsent else 0)
-        if connection.watched_for != events:
-            connection.watched_for = events
-            self._watch.modify(connection.fileno(), events, connection.on_event)
+        reading = READ if not connection.has_said_all else 0  # there its end would be seen for ever
+        self._watch_for(connection, reading | (WRITE if connection.unsent else 0))
+
+    def _watch_for(self, connection: Connection, events: int) -> None:
+        fd, before = connection.fileno(), connection.watched_for
+        connection.watched_for = events
+        if events and not before:
+            self._watch.register(fd, events, connection.on_event)
+        elif events and events != before:
+            self._watch.modify(fd, events, connection.on_event)
+        elif before and not events:
+            self._watch.unregister(fd)
 
     def _carry_out(self, connection: Connection, what: str, numbers: dict[str, Any]) -> None:
         if what == "status":
@@ -307,7 +229,7 @@ class Server:
     def _add(self, fd: int) -> Connection:
         os.set_inheritable(fd, False)
         connection = self._connections[fd] = Connection(self, _socket.socket(fileno=fd))
-        self._watch.register(fd, READ, connection.on_event)
+        self.look_for(connection)
         return connection
 
     def _take_up(self, left: dict[str, Any]) -> None:

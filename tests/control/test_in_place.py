@@ -89,6 +89,13 @@ def test_a_restart_is_answered_by_the_new_generation(program: Program) -> None:
     assert program.wait_report(ready=2)["version"] == 2
 
 
+def test_who_has_no_more_to_say_waits_for_the_outcome(program: Program) -> None:
+    launch(program, worker(1))
+    with Visitor(program.pid) as visitor:
+        visitor.ask("restart").socket.shutdown(socket.SHUT_WR)
+        assert visitor.lines()[-1]["outcome"]["ok"]
+
+
 def test_no_preflight_is_no_stage(program: Program) -> None:
     launch(program, worker(1, "(preflight=False)"))
     program.deploy(worker(2, "(preflight=False)"))

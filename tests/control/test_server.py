@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from hotrestart.control import protocol
+from hotrestart.control import connection, protocol
 from hotrestart.control import server as module
 from hotrestart.control.server import Connection, Server
 from hotrestart.errors import HotRestartError
@@ -111,7 +111,8 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     each = World(str(tmp_path / "c.sock"))
-    monkeypatch.setattr(module, "monotonic", each.monotonic)
+    for clocked in (module, connection):
+        monkeypatch.setattr(clocked, "monotonic", each.monotonic)
     yield each
     each.close()
 
@@ -319,6 +320,45 @@ def test_a_slow_reader_gets_all_of_it_in_time(world: World) -> None:
         data += more
         world.turn()
     assert json.loads(data) == {"status": {"padding": "x" * 2**20}}
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_who_has_no_more_to_say_may_wait_for_the_answer(world: World, when: str) -> None:
+    """As `nc -N` does, and socat, when there is no more to read for them."""
+    visitor = world.connect(b"" if when == "at once" else ask("restart"))
+    if when == "at once":
+        visitor.sendall(ask("restart"))
+    visitor.shutdown(socket.SHUT_WR)
+    world.settle()
+    world.server.tell_stage("ready", 2)
+    world.settle()
+    over(world)
+    world.settle()
+    world.server.conclude(OUTCOME)
+    world.settle()
+    assert said(visitor) == [{"stage": "ready", "generation": 2}, {"outcome": OUTCOME.as_document()}]
+    assert not world.server.has_company
+
+
+def test_who_has_no_more_to_say_may_read_slowly(world: World) -> None:
+    world.program.size = 2**20
+    slow = world.connect(ask("status"))
+    slow.shutdown(socket.SHUT_WR)
+    data = b""
+    while more := slow.recv(4096):
+        data += more
+        world.turn()
+    assert json.loads(data) == {"status": {"padding": "x" * 2**20}}
+
+
+def test_who_has_no_more_to_say_and_goes_is_dropped_at_the_next_word(world: World) -> None:
+    visitor = world.connect(ask("restart"))
+    visitor.shutdown(socket.SHUT_WR)
+    world.settle()
+    visitor.close()
+    world.settle()
+    world.server.tell_stage("ready", 2)
+    assert not world.server.has_company
 
 
 def test_who_waits_and_takes_nothing_is_dropped(world: World) -> None:
@@ -644,7 +684,7 @@ steps = some.one_of(
             [ask("restart"), ask("stop"), ask("status"), ask("scale", to=3), b'{"request"', b"\n", b"x" * 1024]
         ),
     ),
-    some.tuples(some.just("close"), some.integers(0, 3), some.just(b"")),
+    some.tuples(some.sampled_from(["close", "no more"]), some.integers(0, 3), some.just(b"")),
     some.tuples(some.just("read"), some.integers(0, 3), some.just(b"")),
     some.tuples(some.sampled_from(["conclude", "tell", "over", "later", "turn", "big"]), some.just(0), some.just(b"")),
 )
@@ -669,6 +709,8 @@ def test_whatever_several_do(world: World, happens: list[tuple[str, int, bytes]]
                 pass
         elif what == "close" and which in visitors:
             visitors.pop(which).close()
+        elif what == "no more" and which in visitors:
+            visitors[which].shutdown(socket.SHUT_WR)
         elif what == "read" and which in visitors:
             try:
                 visitors[which].recv(100_000)
@@ -687,10 +729,13 @@ def test_whatever_several_do(world: World, happens: list[tuple[str, int, bytes]]
         world.turn()
     world.settle()
     waiting = len(world.server.waiting())
-    assert connected(world) == len(world.server._connections) >= waiting
-    for each in visitors.values():
-        each.close()
+    listening = [each for each in world.server._connections.values() if each.watched_for == 0]
+    assert connected(world) + len(listening) == len(world.server._connections) >= waiting
+    for visitor in visitors.values():
+        visitor.close()
     world.settle()
+    for each in listening:
+        each.finish()  # only a word finds out that they are gone
     assert connected(world) == 0
     assert not world.server.has_company
     assert len(os.listdir("/proc/self/fd")) == before
