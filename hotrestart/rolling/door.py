@@ -21,8 +21,6 @@ from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from ..options import Options
 
 __all__ = ["enter"]
@@ -88,7 +86,16 @@ def _start_supervision(options: Options) -> Worker:
         else:
             atexit._run_exitfuncs()  # nobody else has what was registered here: the fork server loads it all anew
             reexec.flush_streams()
-        becoming.become({**_document(options, ties, server, is_restart_due), "desk": prepared}, {ours.fileno()})
+        document = {
+            "options": options.as_document(),
+            "generation": state.generation,
+            "last": state.generation,
+            "ties": ties.numbers(),
+            "server": server,
+            "restart": is_restart_due,
+            "desk": prepared,
+        }
+        becoming.become(document, {ours.fileno()})
     except OSError:
         ours.close()  # a fork server that is there already learns it, and ends without having been
         theirs.close()
@@ -96,18 +103,6 @@ def _start_supervision(options: Options) -> Worker:
         desk.withdraw(prepared)
         signals.restore_mask(mask)
         raise
-
-
-def _document(options: Options, ties: Ties, server: list[int], is_restart_due: bool) -> dict[str, Any]:
-    return {
-        "options": options.as_document(),
-        "generation": state.generation,
-        "last": state.generation,
-        "ties": ties.numbers(),
-        "server": server,
-        "restart": is_restart_due,
-        "serving": None,
-    }
 
 
 def _is_alone() -> bool:

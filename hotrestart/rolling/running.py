@@ -123,12 +123,8 @@ def _become(options: Options, task: dict[str, Any]) -> NoReturn:
     ties = Ties()
     document = {
         "options": options.as_document(),
-        "generation": 1,
-        "last": 1,
         "ties": ties.numbers(),
-        "server": [],
         "restart": is_restart_due,
-        "serving": None,
         "desk": prepared,
         "run": task,
     }
