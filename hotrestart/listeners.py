@@ -8,14 +8,15 @@ its blocking mode (the flag lives in the shared file, the object does not know),
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
-import sys
 from _thread import allocate_lock
 
 from . import fds, log, systemd
 from .address import Address, identity
+from .binding import bind, resolve, set_rights
 from .errors import AddressError, OptionError
 
 TYPE_CHECKING = False
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Where = tuple[int, list[Any]]  # an address family, and what bind(2) takes, in numbers
+    from .binding import Where
 
 __all__ = ["adopt", "hand_over", "listen", "listen_at"]
 
@@ -31,7 +32,7 @@ __all__ = ["adopt", "hand_over", "listen", "listen_at"]
 class _Listener:
     """One bound socket: our own descriptor of it, and what it was asked for as."""
 
-    __slots__ = ("address", "claimed", "fd", "is_old", "name", "socket")
+    __slots__ = ("_path", "address", "claimed", "fd", "is_old", "name", "socket")
 
     def __init__(self, bound: socket.socket, address: str, name: str | None, *, is_old: bool = False) -> None:
         if bound.fileno() < 3:
@@ -40,9 +41,16 @@ class _Listener:
             bound = moved
         self.socket, self.fd = bound, bound.fileno()
         self.address, self.name, self.is_old, self.claimed = address, name, is_old, False
+        self._path: str | None = None
+
+    @property
+    def path(self) -> str | None:
+        """Of a unix socket that has one; of a relative one, where it was first asked for."""
+        name: object = self.socket.getsockname() if self.socket.family == socket.AF_UNIX else None
+        return self._path or (os.path.abspath(name) if isinstance(name, str) and name else None)
 
     def hand_out(self) -> socket.socket:
-        self.claimed = True
+        self.claimed, self._path = True, self.path
         return self.socket.dup()  # keeps timeout, family and close-on-exec
 
 
@@ -96,12 +104,10 @@ def listen_at(
     with _lock:
         _take_from_systemd()
         found = _find(str(wanted), name)
-        if found is None and elsewhere is not None:
-            resolved = None if wanted.kind == "unix" else _resolve(wanted)
-            bound = _adopted(elsewhere(str(wanted), resolved, name=name, **how))
-            found = _keep(_Listener(bound, str(wanted), name, is_old=_shared))
         if found is None:
-            found = _keep(_Listener(_bind(wanted, where, how), str(wanted), name))
+            found = _keep(_new_listener(wanted, where, name, how))
+        elif found.path is not None and not _shared and found not in _from_systemd:
+            _change_rights(found, how["mode"], how["owner"])
         if found.socket.type == socket.SOCK_STREAM and not (_shared and found.is_old):
             found.socket.listen(how["backlog"])  # again, to raise the backlog of an inherited one
         return found.hand_out()
@@ -110,7 +116,7 @@ def listen_at(
 def hand_over() -> list[dict[str, Any]]:
     """What the next generation gets: every listener this generation asked for, and all of systemd's."""
     handed_over: list[dict[str, Any]] = []
-    for each in _bound.values():
+    for each in list(_bound.values()):  # another thread may ask for one
         if each.claimed:
             try:
                 inode = os.fstat(each.fd).st_ino
@@ -163,11 +169,65 @@ def forget() -> None:
     _asked_systemd = False
 
 
+def is_lost(address: str, name: str | None) -> bool:
+    """Whether somebody has taken its path away, as servers of asyncio do from 3.13 on: no client can reach it."""
+    found = _bound.get(identity(address, name))
+    return found is not None and found.path is not None and not os.path.lexists(found.path)
+
+
 def _find(address: str, name: str | None) -> _Listener | None:
     for each in _from_systemd:
         if (name is not None and each.name == name) or each.address == address:
             return each
+    if not _shared and is_lost(address, name):
+        _bound.pop(identity(address, name)).socket.close()
     return _bound.get(identity(address, name))
+
+
+def _change_rights(listener: _Listener, mode: int | None, owner: tuple[int, int] | None) -> None:
+    """New code may ask for others than the socket was bound with."""
+    try:
+        set_rights(listener.path or "", mode, owner)
+    except OSError as error:
+        log.warning(f"listener {listener.address} keeps its mode and owner: {error}")
+
+
+def _new_listener(wanted: Address, where: Where | None, name: str | None, how: dict[str, Any]) -> _Listener:
+    """One that nobody has asked for by this address; it may be there under another spelling of it all the same."""
+    if wanted.kind != "unix" and where is None:
+        where = resolve(wanted)
+    if elsewhere is not None:
+        bound = _adopted(elsewhere(str(wanted), where, name=name, **how))
+        return _Listener(bound, str(wanted), name, is_old=_shared)
+    kind = socket.SOCK_DGRAM if wanted.kind == "udp" else socket.SOCK_STREAM
+    if where is not None and not how["reuse_port"]:
+        for each in _bound.values():
+            if _is_of(each, where[0], kind) and list(each.socket.getsockname())[:2] == list(where[1])[:2]:
+                return _Listener(each.socket.dup(), str(wanted), name, is_old=each.is_old)
+    rights = {each: how[each] for each in ("reuse_port", "mode", "owner")}
+    try:
+        bound = bind(wanted, where, **rights)
+    except AddressError as error:
+        if error.errno != errno.EADDRINUSE or where is None or not _let_go_of_port(where[0], kind, wanted.port):
+            raise
+        bound = bind(wanted, where, **rights)
+    return _Listener(bound, str(wanted), name)
+
+
+def _let_go_of_port(family: int, kind: int, port: int) -> bool:
+    """Whether a generation before has had this port at other hosts, which nobody has asked for since; it moves."""
+    found = [
+        key
+        for key, each in _bound.items()
+        if not each.claimed and _is_of(each, family, kind) and each.socket.getsockname()[1] == port
+    ]
+    for key in found:
+        _bound.pop(key).socket.close()
+    return bool(found)
+
+
+def _is_of(listener: _Listener, family: int, kind: int) -> bool:
+    return (listener.socket.family, listener.socket.type) == (family, kind)
 
 
 def _keep(listener: _Listener) -> _Listener:
@@ -224,98 +284,6 @@ def _address_of(bound: socket.socket) -> str:
         path = name.decode(errors="surrogateescape") if isinstance(name, bytes) else name
         return f"unix:{path}"
     return str(Address("udp" if bound.type == socket.SOCK_DGRAM else "tcp", name[0], name[1]))
-
-
-def _bind(address: Address, where: Where | None, how: dict[str, Any]) -> socket.socket:
-    try:
-        if address.kind == "unix":
-            return _bind_unix(address.host, how["mode"], how["owner"])
-        return _bind_internet(address, where or _resolve(address), how["reuse_port"])
-    except PermissionError as error:
-        raise AddressError(
-            error.errno, f"listen({str(address)!r}): {error.strerror}; bind before dropping privileges, or use systemd"
-        ) from error
-    except (OSError, UnicodeError, OverflowError) as error:
-        raise _no_address(address, error) from error
-
-
-def _no_address(address: Address, error: Exception) -> AddressError:
-    if isinstance(error, AddressError):
-        return error
-    why = getattr(error, "strerror", None) or error
-    return AddressError(getattr(error, "errno", None), f"listen({str(address)!r}): {why}")
-
-
-def _resolve(address: Address) -> Where:
-    """The family and the numbers of an address; it may take as long as the resolver takes."""
-    kind = socket.SOCK_DGRAM if address.kind == "udp" else socket.SOCK_STREAM
-    host = "" if address.host == "*" else address.host
-    name = host.encode() if host.isascii() else host  # bytes need no codec: 3 ms a worker
-    try:
-        found = socket.getaddrinfo(name or None, address.port, type=kind, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise _no_address(address, error) from error
-    family, _, _, _, where = sorted(found, key=lambda each: each[0] != socket.AF_INET)[0]
-    return int(family), list(where)
-
-
-def _bind_internet(address: Address, resolved: Where, reuse_port: bool) -> socket.socket:
-    kind = socket.SOCK_DGRAM if address.kind == "udp" else socket.SOCK_STREAM
-    family, where = resolved
-    bound = socket.socket(family, kind)
-    try:
-        if kind == socket.SOCK_STREAM:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            if not hasattr(socket, "SO_REUSEPORT"):
-                raise OSError("reuse_port is not to be had on this system")
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(tuple(where))
-        bound.setblocking(False)
-        return bound
-    except BaseException:
-        bound.close()
-        raise
-
-
-def _bind_unix(path: str, mode: int | None, owner: tuple[int, int] | None) -> socket.socket:
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path.startswith("@"):  # Linux's abstract names, as in systemd's unit files
-            bound.bind("\0" + path[1:])
-        else:
-            _remove_if_stale(path)
-            if mode is not None and sys.platform == "linux":
-                os.fchmod(bound.fileno(), mode)  # so that the path never has a wider one, not even for a moment
-            bound.bind(path)
-            if owner is not None:
-                os.chown(path, *owner)
-            if mode is not None:
-                os.chmod(path, mode)
-        bound.setblocking(False)
-        return bound
-    except BaseException:
-        bound.close()
-        raise
-
-
-def _remove_if_stale(path: str) -> None:
-    """A socket that nobody listens on refuses a connection; one whose queue is full (EAGAIN) is alive."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise OSError(17, "there is a file of this name that is no socket")  # 17: EEXIST everywhere
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except BlockingIOError:
-            pass
 
 
 def _renew_lock_after_fork() -> None:

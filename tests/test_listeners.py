@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hotrestart import listeners
+from hotrestart import binding, listeners
 from hotrestart.errors import AddressError, OptionError
 from hotrestart.listeners import Address, listen
 from tests.harness import PATIENCE, clean_environment
@@ -398,7 +398,7 @@ def test_a_denied_port_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(listeners, "_bind_internet", denied)
+    monkeypatch.setattr(binding, "_bind_internet", denied)
     with pytest.raises(AddressError, match=r"80.*Permission denied; bind before dropping privileges, or use systemd"):
         listen("127.0.0.1:80")
 
@@ -687,3 +687,86 @@ def test_a_listener_bound_without_standard_streams_is_above_them() -> None:
         check=False,
     )
     assert done.returncode == 7, done.stderr.decode()
+
+
+# -- new code asks for the same port in other words, or for another ----------------------------------------------------
+
+
+def inherited_from(address: str) -> socket.socket:
+    """A listener that the generation before has asked for, handed over; ours is the socket that clients reach."""
+    before = listen(address)
+    port = before.getsockname()[1]
+    document = {"fd": before.fileno(), "inode": os.fstat(before.fileno()).st_ino, "address": f"127.0.0.1:{port}"}
+    fd = os.dup(before.fileno())
+    listeners.forget()
+    before.close()
+    listeners.adopt([{**document, "fd": fd, "name": None}])
+    return socket.socket(fileno=os.dup(fd))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.1", "127.000.000.1"])
+def test_another_spelling_of_an_inherited_address_is_the_same_listener(host: str) -> None:
+    with inherited_from("127.0.0.1:0") as before:
+        port = before.getsockname()[1]
+        with listen(f"{host}:{port}") as listener:
+            assert os.path.sameopenfile(listener.fileno(), before.fileno())
+        (handed_over,) = listeners.hand_over()  # only as what it was asked for this time
+        assert handed_over["address"] == f"{host}:{port}"
+
+
+def test_an_inherited_port_can_be_asked_for_at_another_host() -> None:
+    before = inherited_from("127.0.0.1:0")
+    port = before.getsockname()[1]
+    before.close()
+    with listen(f"0.0.0.0:{port}") as listener:
+        assert listener.getsockname() == ("0.0.0.0", port)
+
+
+def test_an_inherited_port_that_has_been_asked_for_is_not_given_up() -> None:
+    before = inherited_from("127.0.0.1:0")
+    port = before.getsockname()[1]
+    before.close()
+    with listen(f"127.0.0.1:{port}"), pytest.raises(AddressError, match="already in use"):
+        listen(f"0.0.0.0:{port}")
+
+
+def test_with_reuse_port_every_spelling_is_a_socket_of_its_own() -> None:
+    with listen("127.0.0.1:0", reuse_port=True) as first:
+        port = first.getsockname()[1]
+        with listen(f"localhost:{port}", reuse_port=True) as second:
+            assert not os.path.sameopenfile(first.fileno(), second.fileno())
+
+
+def test_a_path_that_somebody_has_taken_away_is_bound_anew(path: str) -> None:
+    with listen(f"unix:{path}"):
+        os.unlink(path)
+        with listen(f"unix:{path}") as again, socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            again.accept()[0].close()
+
+
+def test_a_path_is_looked_for_where_it_was_first_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with listen("unix:socket") as first:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with listen("unix:socket") as second:
+            assert os.path.sameopenfile(first.fileno(), second.fileno())
+
+
+def test_new_code_may_ask_for_another_mode(path: str) -> None:
+    with listen(f"unix:{path}", mode=0o600), listen(f"unix:{path}", mode=0o666):
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
+
+
+def test_an_owner_that_cannot_be_had_takes_no_listener_away(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with listen(f"unix:{path}"):
+        monkeypatch.setattr(os, "chown", refused)
+        with listen(f"unix:{path}", owner=(1, 1)):
+            pass
+    assert f"listener unix:{path} keeps its mode and owner: [Errno 1] Operation not permitted" in caplog.text

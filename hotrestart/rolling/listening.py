@@ -33,12 +33,14 @@ class Listening:
         """Hand out the listener, or say why it cannot be had. A port below 1024 may be bound for a process that has
         dropped its privileges; a path may not be made, nor given away, for one."""
         reply = Lifeline(socket.socket(fileno=reply_fd))
-        address, name, owner = question["address"], question["name"], question["owner"]
+        address, name = question["address"], question["name"]
         try:
             wanted, asked = Address.parse(address), identity(address, name)
             is_path = wanted.kind == "unix" and not wanted.host.startswith("@")
-            if is_path and not may_make_files and asked not in self._all():
-                raise PermissionError(1, "ask for a path before dropping privileges")
+            if is_path and not may_make_files:
+                if asked not in self._all() or listeners.is_lost(address, name):
+                    raise PermissionError(1, "ask for a path before dropping privileges")
+                question = {**question, "mode": None, "owner": None}
             with listeners.listen_at(
                 address,
                 question["resolved"],
@@ -46,7 +48,7 @@ class Listening:
                 backlog=question["backlog"],
                 reuse_port=question["reuse_port"],
                 mode=question["mode"],
-                owner=tuple(owner) if owner is not None else None,
+                owner=None if question["owner"] is None else tuple(question["owner"]),
             ) as listener:
                 self.asked.setdefault(generation, set()).add(asked)
                 reply.post("listening", listener.fileno())

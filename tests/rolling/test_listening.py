@@ -286,6 +286,29 @@ def test_for_who_has_dropped_its_privileges_no_path_is_made(
     assert not list(tmp_path.rglob("*.sock"))
 
 
+@pytest.mark.parametrize("what", ["is lost", "gets another mode"])
+def test_for_who_has_dropped_its_privileges_no_path_is_changed(listening: Listening, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a.sock"
+    question: dict[str, Any] = {"address": f"unix:{path}", "resolved": None, "name": None, "backlog": 5}
+    question = {**question, "reuse_port": False, "mode": 0o600, "owner": None}
+    ours, theirs = pair()
+    listening.answer(1, question, theirs.detach())
+    Lifeline(ours).close()
+    if what == "is lost":
+        path.unlink()
+    ours, theirs = pair()
+    listening.answer(1, {**question, "mode": 0o666}, theirs.detach(), may_make_files=False)
+    end = Lifeline(ours)
+    ((message, rights),) = end.receive()
+    end.close()
+    for fd in rights:
+        os.close(fd)
+    if what == "is lost":
+        assert (message["type"], message["errno"], path.exists()) == ("refused", errno.EPERM, False)
+    else:
+        assert (message["type"], stat.S_IMODE(path.stat().st_mode)) == ("listening", 0o600)
+
+
 def test_a_path_with_a_nul(ask: Any) -> None:
     assert ask(1, "unix:/tmp/a\0b").kind == "refused"
 
