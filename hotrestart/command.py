@@ -173,7 +173,9 @@ def _first_environment() -> dict[str, str]:
     except OSError:
         parts = []
     if parts and not parts.pop() and all(part.find(b"=") > 0 for part in parts):
-        environment = {os.fsdecode(name): os.fsdecode(value) for name, _, value in (p.partition(b"=") for p in parts)}
+        environment: dict[str, str] = {}
+        for name, _, value in (part.partition(b"=") for part in parts):
+            environment.setdefault(os.fsdecode(name), os.fsdecode(value))  # the first counts, as for os.environ
     else:
         environment = dict(os.environ)
     environment.pop(VARIABLE, None)

@@ -146,6 +146,8 @@ def recv_fds(sock: socket, max_fds: int = 1024, max_data: int = 65536) -> tuple[
         header = _receive_exactly(sock, 8, received)
         if not header:
             return b"", []
+        if len(header) < 8:
+            raise DescriptorError(f"the stream ends after {len(header)} bytes of a message")
         size, count = struct.unpack("!II", header)
         if size > max_data or count > max_fds:
             raise DescriptorError(f"a message of {size} bytes and {count} descriptors is over the limit")

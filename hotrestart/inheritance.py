@@ -127,21 +127,21 @@ def write(document: dict[str, Any]) -> tuple[int, str]:
     Where there is no memory file, an unlinked temporary file. Raises OSError if neither can be had.
     """
     data = cjson.dumps({"format": FORMAT, **document}).encode()
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("hotrestart", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    else:
-        import tempfile
-
-        fd, path = tempfile.mkstemp(prefix="hotrestart-")
-        os.unlink(path)
     from . import fds
 
+    try:
+        fd, is_memory = os.memfd_create("hotrestart", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), True
+    except (AttributeError, OSError):  # not Linux; or a sandbox that does not know the call
+        import tempfile
+
+        (fd, path), is_memory = tempfile.mkstemp(prefix="hotrestart-"), False
+        os.unlink(path)
     fd = fds.above_stdio(fd)
     try:
         written = 0
         while written < len(data):
             written += os.pwrite(fd, data[written:], written)
-        if hasattr(os, "memfd_create"):
+        if is_memory:
             import fcntl
 
             seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE

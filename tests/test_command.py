@@ -130,6 +130,15 @@ def test_the_environment_is_kept_byte_by_byte() -> None:
     assert {name: env[name] for name in odd} == odd
 
 
+def test_of_a_variable_that_is_given_twice_the_first_counts() -> None:
+    """As for os.environ and getenv; a shell does not give one twice, an exec may."""
+    code = "import ctypes, os, sys\npath = os.fsencode('PYTHONPATH=' + sys.argv[1])\n"
+    code += "env = [b'TWICE=first', b'TWICE=second', path, None]\n"
+    code += "argv = [os.fsencode(sys.executable), b'-c', os.fsencode(sys.argv[2]), None]\n"
+    code += "ctypes.CDLL(None).execve(argv[0], (ctypes.c_char_p * 4)(*argv), (ctypes.c_char_p * 4)(*env))\n"
+    assert told("-c", code, str(Path(command.__file__).parent.parent), TELL)["env"]["TWICE"] == "first"
+
+
 def test_an_empty_environment_stays_empty() -> None:
     root = str(Path(command.__file__).parent.parent)
     done = subprocess.run(

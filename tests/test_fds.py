@@ -390,6 +390,16 @@ def test_a_message_that_is_cut_off_is_an_error_and_leaves_nothing_open(
     assert fds.open_fds() == before
 
 
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_message_that_is_cut_off_in_its_first_bytes_is_an_error_too(pair: Pair, null: int, size: int) -> None:
+    pair[0].sendmsg([b"x" * size], rights(null))
+    pair[0].close()
+    before = fds.open_fds()
+    with pytest.raises(DescriptorError, match=f"after {size} bytes"):
+        fds.recv_fds(pair[1])
+    assert fds.open_fds() == before
+
+
 @pytest.mark.parametrize(("limit", "value"), [("max_fds", 2), ("max_data", 99)])
 def test_a_message_over_the_limit_is_an_error_and_leaves_nothing_open(
     pair: Pair, null: int, limit: str, value: int

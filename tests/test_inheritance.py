@@ -38,11 +38,18 @@ def nothing_is_bequeathed() -> Iterator[None]:
     inheritance.forget()
 
 
-@pytest.fixture(params=["memfd", "file"])
+@pytest.fixture(params=["memfd", "file", "refused"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the document is put into: a memory file, or an unlinked temporary file where there is none."""
+    """What the document is put into: a memory file, or an unlinked temporary file where there is none, or where a
+    sandbox does not let us have one."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
     if request.param == "file":
         monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif request.param == "refused":
+        monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
     elif not hasattr(os, "memfd_create"):
         pytest.skip("no memory files here")
     return str(request.param)

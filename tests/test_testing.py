@@ -123,6 +123,16 @@ def test_failed_requests_are_counted_and_shown() -> None:
         traffic.wait_for("never", timeout=0.01)
 
 
+def test_silence_at_the_end_counts() -> None:
+    """A server that has died, and never answers again, is not one that was silent for a moment."""
+    with Traffic(lambda number: number if number == 0 else 1 / 0, clients=1) as traffic:
+        while len(traffic.failures) < 2:
+            time.sleep(0.01)
+        time.sleep(0.2)
+    assert len(traffic.answers) == 1
+    assert traffic.longest_silence > 0.2
+
+
 def test_no_traffic_is_no_proof() -> None:
     with pytest.raises(AssertionError, match="0 requests answered"):
         Traffic(lambda _: None).check()

@@ -50,16 +50,19 @@ class Traffic:
         self.answers: list[Answer] = []
         self.failures: list[Failure] = []
         self._ask, self._pause = ask, pause
+        self._ends: list[float] = []  # when it has begun and when it was over
         self._numbers = count()
         self._is_over = threading.Event()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
 
     def __enter__(self) -> Self:
+        self._ends.append(monotonic())
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self._ends.append(monotonic())
         self._is_over.set()
         for thread in self._threads:
             thread.join()
@@ -80,8 +83,8 @@ class Traffic:
 
     @property
     def longest_silence(self) -> float:
-        """The longest time without any answer, in seconds."""
-        times = sorted(each.answered for each in self.answers)
+        """The longest time without any answer from begin to end, in seconds."""
+        times = sorted([*self._ends, *(each.answered for each in self.answers)])
         return max((after - before for before, after in pairwise(times)), default=0.0)
 
     def __str__(self) -> str:
