@@ -11,11 +11,12 @@ import os
 import sys
 from time import sleep
 
-from . import log, reexec, state
+from . import log, reexec, signals, state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
+    from typing import Any
 
     from .inplace import InPlace
 else:
@@ -26,11 +27,14 @@ __all__ = ["watch"]
 _LAST_CALL = 3.0  # seconds for exit handlers once grace is over
 
 
-def watch(program: InPlace, seconds: float, grace: float) -> None:
-    """Wait for the `seconds` that are left of `grace`, and then end the process. Runs in a thread of its own."""
+def watch(program: InPlace, seconds: float, grace: float, resets: int) -> None:
+    """Wait for the `seconds` that are left of `grace`, and then end the process. Runs in a thread of its own. `resets`:
+    those of `state` when the ending began."""
     sleep(seconds)
-    if not state.should_stop:
-        return  # state.reset(): the host goes on
+    if not state.should_stop or state.resets != resets:
+        return  # the host goes on
+    if any(number in program.sleeper.unheard() for number in signals.STOP):
+        state.end("stop")  # the main thread has not come to hear of it, and an exec would lose it
     what = "restarting all the same" if state.reason == "restart" else "ending all the same"
     log.last_words(f"grace of {grace:g} s is over, and {_who_is_late(program)} has not ended: {what}")
     program.is_overdue = True
@@ -50,8 +54,8 @@ def watch(program: InPlace, seconds: float, grace: float) -> None:
 def _who_is_late(program: InPlace) -> str:
     if not program.main_has_returned:
         return f"the main thread, {_where(program.main_thread)},"
-    threading = sys.modules.get("threading")
-    for thread in threading.enumerate() if threading else ():
+    threads: dict[int, Any] = getattr(sys.modules.get("threading"), "_active", {})  # enumerate() takes a lock
+    for thread in list(threads.values()):
         if not thread.daemon and thread.ident != program.main_thread and thread.is_alive():
             return f"thread {thread.name!r}, {_where(thread.ident)},"
     return f"the end of the program, {_where(program.main_thread)},"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["InPlace"]
 
 _ENOUGH_PREFLIGHTS = 3  # in a row, when requests come faster than the code loads and nothing has changed meanwhile
+_PATIENCE = 5.0  # seconds for what should be over at once
 _CLOCK_GRAIN = 1.0  # seconds: file times come from a coarser clock, perhaps another machine's
 
 _QUIET = 0.5  # seconds: most programs have ended by then, and need not share the interpreter with an import
@@ -88,12 +89,12 @@ class InPlace:
         """
         if os.getpid() != self._pid:
             return  # a forked child that has come out of the parent's main()
-        self.main_has_returned = True
         if isinstance(error, KeyboardInterrupt):
             state.end("stop")
-        self._abandon_preflight()
-        if self._draining.locked():  # 3.10 crashes if it ends with a thread that has been started and has not run yet
-            self._drain_runs.acquire(True, 5.0)
+            self.sleeper.wake(for_good=True)
+        self._await_preflight()
+        self.main_has_returned = True
+        self._await_callbacks()
         if state.reason == "restart":
             from . import reexec
 
@@ -103,6 +104,21 @@ class InPlace:
 
                 log.error(f"the program ended with {error!r} while it was to restart: it restarts")
             return
+        self._put_back(error, for_good=for_good)
+
+    @property
+    def is_off(self) -> bool:
+        """Whether its loop has ended, and `state.reset()` has taken back the restart that was to follow."""
+        return self.main_has_returned and not state.should_stop
+
+    def give_way(self) -> None:
+        """It is off, and another program comes in its place."""
+        from . import reexec
+
+        reexec.disarm()
+        self._put_back(None, for_good=False)
+
+    def _put_back(self, error: BaseException | None, *, for_good: bool) -> None:
         role.current = None
         self.announcer.close(error, for_good=for_good)
         if state.reason is None or not for_good:
@@ -151,7 +167,7 @@ class InPlace:
 
             self.is_overdue = False  # a second signal must not cut the last call short
             reexec.last_call()
-        if state.should_stop:
+        if self._is_ending():
             return self._asked
         if not self._may_restart:
             from .errors import HotRestartError
@@ -262,6 +278,7 @@ class InPlace:
 
     def _drain(self) -> None:
         """Tell who wants to know, and see to it that the program ends within grace."""
+        resets = state.resets
         try:
             self.announcer.tell_systemd()
             if f"{__package__}.callbacks" in sys.modules:
@@ -273,11 +290,19 @@ class InPlace:
         sleep(first := min(self._grace, _QUIET))
         from . import grace
 
-        grace.watch(self, self._grace - first, self._grace)
+        grace.watch(self, self._grace - first, self._grace, resets)
 
-    def _abandon_preflight(self) -> None:
-        """Do not leave a preflight behind. It notices within milliseconds."""
-        if self._preparing.locked():
-            self.sleeper.wake(for_good=True)
-            if self._preparing.acquire(True, 10.0):
-                self._preparing.release()
+    def _await_preflight(self) -> None:
+        """A restart that has been asked for before the loop came to its end follows it, if the new code loads. A stop
+        ends the preflight within milliseconds; so it is never left behind."""
+        longest = 2 * _ENOUGH_PREFLIGHTS * (self._ready_timeout + _PATIENCE)  # stale bytecode costs one run more
+        if self._preparing.locked() and self._preparing.acquire(True, longest):
+            self._preparing.release()
+
+    def _await_callbacks(self) -> None:
+        """The end of the process would cut them short. And 3.10 crashes if it ends with a thread that has been started
+        and has not run yet."""
+        if self._draining.locked() and self._drain_runs.acquire(True, _PATIENCE):
+            callbacks = sys.modules.get(f"{__package__}.callbacks")
+            if callbacks is not None:
+                callbacks.wait(_PATIENCE)

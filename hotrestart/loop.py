@@ -8,6 +8,7 @@ from time import monotonic
 from . import role, state, systemd
 from .options import Options
 from .program import Running
+from .sleeper import deadline_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def worker_loop(
     pulse = getattr(role.current, "pulse", None)
     if pulse is not None:
         return _BeatingLoop(around, pulse)
-    return _WatchedLoop(around) if "WATCHDOG_USEC" in os.environ else WorkerLoop(around)
+    return _WatchedLoop(around) if "WATCHDOG_USEC" in os.environ else _FirstTurn(around)
 
 
 class WorkerLoop:
@@ -89,6 +90,8 @@ class WorkerLoop:
         while not state.should_stop:
             yield turn
             turn += 1
+            if turn == 1:
+                self._program.prepare_to_end()
 
     def sleep(self, timeout: float | None = None) -> bool:
         """Sleep `timeout` seconds (None: until asked to end). True, at once, if the program is asked to end."""
@@ -132,6 +135,32 @@ class WorkerLoop:
             from .errors import HotRestartError
 
             raise HotRestartError("enter the loop first: with hotrestart.worker_loop() as loop") from None
+
+
+class _FirstTurn(WorkerLoop):
+    """A loop that may never sleep. What an ending needs is loaded before its second turn: after the first job, and long
+    before the files are another version's. It changes its class, so that no later turn has to ask for that."""
+
+    __slots__ = ()
+
+    @property
+    def running(self) -> bool:
+        """As ever."""
+        object.__setattr__(self, "__class__", _SecondTurn)
+        return not state.should_stop
+
+
+class _SecondTurn(WorkerLoop):
+    """See there."""
+
+    __slots__ = ()
+
+    @property
+    def running(self) -> bool:
+        """As ever."""
+        object.__setattr__(self, "__class__", WorkerLoop)
+        self._program.prepare_to_end()
+        return not state.should_stop
 
 
 class _BeatingLoop(WorkerLoop):
@@ -201,7 +230,7 @@ class _WatchedLoop(WorkerLoop):
 
     def sleep(self, timeout: float | None = None) -> bool:
         """As ever, with signs of life."""
-        end = _NEVER if timeout is None else monotonic() + timeout
+        end = deadline_of(timeout)
         while True:
             self._live()
             now = monotonic()
@@ -211,7 +240,7 @@ class _WatchedLoop(WorkerLoop):
 
     def wait(self, *files: File, timeout: float | None = None) -> list[File]:
         """As ever, with signs of life."""
-        end = _NEVER if timeout is None else monotonic() + timeout
+        end = deadline_of(timeout)
         while True:
             self._live()
             now = monotonic()
@@ -222,6 +251,7 @@ class _WatchedLoop(WorkerLoop):
     def _live(self) -> None:
         now = monotonic()
         if now >= self._due:
+            self._program.prepare_to_end()
             self._due = now + self._period
             systemd.notify("WATCHDOG=1")
 

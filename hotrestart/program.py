@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Running", "restartable"]
 
+_ANNOTATIONS = "__annotate__" if sys.version_info >= (3, 14) else "__annotations__"  # 3.14: to look is to evaluate
 _CO_COROUTINE = 0x80  # inspect.CO_COROUTINE; importing inspect costs 10 ms of every restart
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Running:
             from . import takeover
 
             takeover.arrive()
-        if role.current is not None:
+        if role.current is not None and not getattr(role.current, "is_off", False):
             return role.current
         if getattr(sys.modules.get(f"{__package__}.takeover"), "membership", None) is not None:
             from .errors import NotRestartableError
@@ -117,6 +118,8 @@ class Running:
             )
         from . import inplace
 
+        if isinstance(role.current, inplace.InPlace):
+            role.current.give_way()
         self._mine = inplace.InPlace(self._options)
         self._mine.enter()
         return self._mine
@@ -130,7 +133,7 @@ def _decorated(main: Callable[..., Any], options: Options) -> Callable[..., Any]
     _check_callable(main)
     around = _in_workers if options.workers else _around_coroutine if _makes_coroutines(main) else _around_function
     wrapper: Any = around(main, options)
-    for name in ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__"):
+    for name in ("__module__", "__name__", "__qualname__", "__doc__", _ANNOTATIONS):
         try:
             setattr(wrapper, name, getattr(main, name))
         except AttributeError:
@@ -179,7 +182,8 @@ def _in_workers(main: Callable[P, Any], options: Options) -> Callable[P, Any]:
 
 def _makes_coroutines(main: object) -> bool:
     """Whether it is a coroutine function, or a partial, a staticmethod or an object around one."""
-    inner = (main, getattr(main, "func", None), getattr(main, "__func__", None), vars(type(main)).get("__call__"))
+    inherited = getattr(type(main), "__call__", None)  # noqa: B004
+    inner = (main, getattr(main, "func", None), getattr(main, "__func__", None), inherited)
     return any(getattr(getattr(each, "__code__", None), "co_flags", 0) & _CO_COROUTINE for each in inner)
 
 

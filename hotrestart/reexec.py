@@ -41,12 +41,14 @@ def restart_at_exit() -> None:
     child. If the exec fails, the process says why on descriptor 2 and exits with status 71. One limit: an exit handler
     that is registered after this call, with an `__eq__` of its own that answers for anything, may run twice.
 
-    Restart signals are blocked in this thread from now on: one that comes meanwhile is for the new program.
+    Restart signals are blocked in this thread from now on: one that comes meanwhile is for the new program. Where
+    another thread takes it, it does nothing.
 
     Idempotent; to be called in the main thread, also from a Python signal handler. Raises NotRestartableError.
     """
     arm()
     signals.block(signals.RESTART)
+    signals.disarm(signals.RESTART)
 
 
 def arm() -> None:
@@ -66,10 +68,17 @@ def arm() -> None:
             pass  # the joining has begun: nobody comes after us
 
 
+def disarm() -> None:
+    """Take `arm` back."""
+    global _armed_in
+    _armed_in = None
+
+
 def last_act() -> None:
     """What `restart_at_exit` registers: run the other exit handlers, flush, exec. Returns only if a stop came first."""
     global _acting
-    if _armed_in != os.getpid() or state.reason == "stop" or _acting:
+    is_off = getattr(role.current, "is_off", False)  # taken back, by state.reset()
+    if _armed_in != os.getpid() or state.reason == "stop" or is_off or _acting:
         return
     _acting = True
     signals.block([signal.SIGINT])  # a KeyboardInterrupt in here would cancel the exec

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["FOR_SUPERVISORS", "RESTART", "STOP", "block", "handling", "hold", "restore_mask", "shrugging"]
+__all__ = ["FOR_SUPERVISORS", "RESTART", "STOP", "block", "handling", "hold", "restore_mask", "shrugging", "take_held"]
 
 RESTART: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 STOP: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
@@ -127,7 +127,8 @@ class handling:
             return
         _set(number, handler)
         # Never by way of the default action: another thread, in which it is not blocked, may be taking the signal.
-        self._found[number] = before if _held is None else _held._found.pop(number, before)
+        held = _held if _held is not None and before == _held._wanted.get(number) else None  # the program has no other
+        self._found[number] = before if held is None else held._found.pop(number, before)
 
     def _restart_asked(self, _number: int, _frame: object) -> None:
         self._on_restart()
@@ -242,7 +243,11 @@ def release() -> None:
 
 
 def take_held() -> bool:
-    """End what `hold` began; whether a restart was asked for since."""
+    """End what `hold` began; whether a restart was asked for since.
+
+    For a program with a HUP handler of its own and `reexec.exec_now()`: from the import of hotrestart until you install
+    that handler, a HUP is remembered for you. Ask here, once, when it is in place. In the main thread.
+    """
     asked = _held is not None and _held.asked
     release()
     return asked
@@ -251,6 +256,17 @@ def take_held() -> bool:
 def block(numbers: Iterable[int]) -> list[int]:
     """Block these signals in this thread; return the mask as it was, for `restore_mask`."""
     return [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, numbers)]
+
+
+def disarm(numbers: Iterable[int]) -> None:
+    """Let these signals do nothing in a process that is about to exec, whatever thread takes them. (Ignored, they would
+    stay so in what is started from here.) Not for those that are ignored, nor outside of the main thread."""
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            try:
+                signal.signal(number, lambda _number, _frame: None)
+            except ValueError:
+                return
 
 
 def unblock(numbers: Iterable[int]) -> None:
@@ -309,8 +325,10 @@ def _after_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _held
     mask = _masks.pop(get_ident(), None)
     while _active:
         _active[-1].restore()
+    _held = None  # what was asked for is the parent's to answer
     if mask is not None:
         restore_mask(mask)

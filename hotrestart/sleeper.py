@@ -85,6 +85,10 @@ class Sleeper:
             self._nudges = _Pipe()
         return self._nudges.write_end
 
+    def unheard(self) -> bytes:
+        """What has been written to `wakeup_fd()` and not been noticed: numbers of signals. It is noticed by this."""
+        return b"" if self._nudges is None else self._nudges.read()
+
     def nudge_fileno(self) -> int:
         """A descriptor that is readable when something was written to `wakeup_fd()`; -1 if nobody has asked for that.
 
@@ -137,9 +141,7 @@ class Sleeper:
         self.close()
 
     def _wait(self, files: tuple[File, ...], timeout: float | None) -> tuple[bool, list[File]]:
-        if timeout is not None and not timeout >= 0:  # catches NaN
-            raise ValueError(f"a sleep takes a timeout of 0 seconds or more, or None, not {timeout!r}")
-        deadline = _NEVER if timeout is None else monotonic() + timeout
+        deadline = deadline_of(timeout)
         numbers = [file if isinstance(file, int) else file.fileno() for file in files]
         pipe = self._take_pipe()
         try:
@@ -252,8 +254,10 @@ class _Pipe:
     def close(self) -> None:
         ends, self.read_end, self.write_end = (self.read_end, self.write_end), -1, -1
         for end in ends:
-            if end != -1:
+            try:
                 os.close(end)
+            except OSError:
+                continue  # closed already; or by somebody who closes all descriptors
 
 
 def _open_pipe() -> tuple[int, int]:
@@ -269,6 +273,13 @@ def _open_pipe() -> tuple[int, int]:
     for end in ends:
         os.set_blocking(end, False)
     return ends
+
+
+def deadline_of(timeout: float | None) -> float:
+    """When a sleep of so many seconds is over, by `monotonic`; infinity for None. Raises ValueError."""
+    if timeout is not None and not timeout >= 0:  # catches NaN
+        raise ValueError(f"a sleep takes a timeout of 0 seconds or more, or None, not {timeout!r}")
+    return _NEVER if timeout is None else monotonic() + timeout
 
 
 def _milliseconds(deadline: float) -> int | None:

@@ -26,6 +26,9 @@ generation: int = 1
 
 _stop_wins: bool = False
 
+resets: int = 0
+"""How often `reset` was called: who has begun to watch over an ending sees by it that it is off."""
+
 
 def end(why: Reason) -> None:
     """Ask this program to end. Safe in any thread and in a signal handler; takes no lock.
@@ -46,5 +49,6 @@ def end(why: Reason) -> None:
 
 def reset() -> None:
     """Forget that the program was asked to end: for tests, and for hosts that run one main loop after another."""
-    global should_stop, reason, _stop_wins
+    global should_stop, reason, _stop_wins, resets
+    resets += 1
     should_stop, reason, _stop_wins = False, None, False

@@ -105,8 +105,10 @@ def take_over() -> None:
     command.first.helpers = document["helpers"]
     command.first.fds = {int(fd): (device, inode) for fd, (device, inode) in document["fds"].items()}
     announcing.update(document["announcing"])
-    for fd in announcing.get("fds", ()):
-        os.set_inheritable(fd, False)
+    if announcing.get("fds"):
+        from . import fds
+
+        fds.set_inheritable_all(announcing["fds"], False)  # but for those that somebody has closed
     preflight = document["role"] == "preflight"
     if document["listeners"] or preflight:
         from . import listeners
@@ -129,6 +131,8 @@ def arrive() -> None:
     """
     if report_fd == -1:
         return
+    if os.getpid() != command.first.pid:
+        os._exit(0)  # a child that the new code has forked: what that comes to is for its parent to say
     import threading
 
     from . import bytecode
@@ -211,8 +215,9 @@ def _begin_preflight(fd: int, timeout: float, tether: int) -> None:
         os.set_inheritable(tether, False)
         leash.die_with_the_writer_of(tether)
     command.first.is_preflight = True
-    faulthandler.enable(all_threads=True)  # the old generation ends a hung preflight by ABRT: this says where it hung
-    faulthandler.dump_traceback_later(timeout + 10.0, exit=True)  # should the old generation be gone by then
+    # To descriptor 2, for the program may have put something of its own in the place of sys.stderr.
+    faulthandler.enable(2, all_threads=True)  # the old generation ends a hung preflight by ABRT: this says where
+    faulthandler.dump_traceback_later(timeout + 10.0, exit=True, file=2)  # should the old generation be gone by then
     show = sys.excepthook
 
     def show_and_end(*error: Any) -> None:

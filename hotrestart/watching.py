@@ -87,11 +87,14 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
         if not os.path.isdir(folder):
             refuse(f"--dir: there is no folder {folder!r}")
     watchfiles = _watchfiles()
+    program = _Program(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed sends HUP to both of us
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: program.stop())
     try:
-        program = _Program(argv)
+        program.start()
     except OSError as error:
         refuse(f"{argv[0]!r} cannot be started: {error.strerror}")
-    signal.signal(signal.SIGTERM, lambda _number, _frame: program.stop())
     try:
         for files in _changes(folders, patterns, program, watchfiles):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
@@ -103,16 +106,19 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
 
 
 class _Program:
-    """What is watched over. `is_deaf`: it boots, and has not heard of the last change. Raises OSError if it cannot be
-    started."""
+    """What is watched over. `is_deaf`: it boots, and has not heard of the last change."""
+
+    _child: subprocess.Popen[bytes]
 
     def __init__(self, argv: list[str]) -> None:
         self._argv, self._is_stopping, self._is_failure_told = argv, False, False
         self.is_deaf: bool = False
-        self._start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Raises OSError if that cannot be; it may have been told to stop by then."""
         self._child, self._started = subprocess.Popen(self._argv), monotonic()
+        if self._is_stopping:
+            self._child.terminate()
 
     def is_over(self) -> bool:
         """It has ended, and not by a failure that the next change may mend."""
@@ -141,7 +147,7 @@ class _Program:
                 _say(str(control.restart(self._child.pid, timeout=None)))  # the traceback it has shown itself
             else:
                 self._is_failure_told = False
-                self._start()
+                self.start()
         except (HotRestartError, OSError) as error:
             self.is_deaf = isinstance(error, NotThereError) and self._boots()
             if not self.is_deaf:
@@ -158,7 +164,8 @@ class _Program:
     def stop(self) -> None:
         """Gracefully, and for good."""
         self._is_stopping = True
-        self._child.terminate()
+        if hasattr(self, "_child"):
+            self._child.terminate()
 
     def see_to_its_end(self) -> None:
         """A terminal has sent INT to both of us, and a second one cuts the end short; anybody else, to us alone."""

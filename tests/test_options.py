@@ -185,6 +185,32 @@ def test_methods_and_callable_objects_can_be_decorated() -> None:
     assert hotrestart.restartable(lambda: 7)() == 7
 
 
+def test_annotations_are_not_evaluated_by_decorating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 3.14 on to look at them is to evaluate them, and a name may be there for type checkers only."""
+    from hotrestart import program
+
+    class Main:
+        @property
+        def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+            raise NameError("name 'Config' is not defined")
+
+        def __call__(self) -> int:
+            return 1
+
+    monkeypatch.setattr(program, "_ANNOTATIONS", "__annotate__")
+    assert hotrestart.restartable(Main())() == 1
+
+
+def test_a_loop_under_a_watchdog_takes_the_same_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "100000000")
+    with hotrestart.worker_loop(control=False) as loop:
+        for timeout in (-1.0, float("nan")):
+            with pytest.raises(ValueError, match="a timeout of 0 seconds or more"):
+                loop.sleep(timeout)
+            with pytest.raises(ValueError, match="a timeout of 0 seconds or more"):
+                loop.wait(timeout=timeout)
+
+
 class AsyncService:
     async def __call__(self) -> bool:
         return is_handled()
@@ -194,12 +220,16 @@ class AsyncService:
         return is_handled()
 
 
+class AsyncHeir(AsyncService):
+    pass
+
+
 def is_handled() -> bool:
     """Whether a program runs: HUP does not kill."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
 
 
-@pytest.mark.parametrize("main", [AsyncService(), AsyncService.__dict__["static"]], ids=["object", "staticmethod"])
+@pytest.mark.parametrize("main", [AsyncService(), AsyncHeir(), AsyncService.__dict__["static"]])
 def test_whatever_makes_a_coroutine_runs_as_a_program(main: Any) -> None:
     async def run() -> bool:
         return bool(await hotrestart.restartable(main)())
