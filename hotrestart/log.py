@@ -41,7 +41,8 @@ def error(message: str, detail: str = "") -> None:
 def _write(level: int, message: str, detail: str = "") -> None:
     below = "".join(f"\n    {line}" for line in detail.splitlines())
     if _straight:
-        pass_on(f"hotrestart: {message} [pid {os.getpid()}, generation {state.generation}]{below}\n".encode())
+        line = f"hotrestart: {message} [pid {os.getpid()}, generation {state.generation}]{below}\n"
+        pass_on(line.encode(errors="backslashreplace"))  # there are file names that are not UTF-8
         return
     global _writer
     is_alone = _writing.acquire(False)  # else a signal handler has interrupted it, or another thread is at it

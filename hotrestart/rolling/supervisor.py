@@ -264,16 +264,16 @@ class Supervisor:
     def _do_outcome(self, told: tuple[Outcome, list[Any]]) -> None:
         outcome, askers = told
         self.desk.tell_outcome(outcome)
-        if outcome.ok:
-            log.info(str(outcome))
-        else:
-            log.error(str(outcome), outcome.detail)
         for asker in askers:
             try:
                 if asker is not None:
                     asker(outcome)
             except Exception as error:
                 log.error(f"{asker!r}, which was to be told of an outcome, raised {error!r}")
+        if outcome.ok:
+            log.info(str(outcome))
+        else:
+            log.error(str(outcome), outcome.detail)
 
     def _do_end(self, status: int) -> None:
         self.exit_status = status

@@ -9,9 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.asking import begin
+from tests.harness import PATIENCE
 from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
 
 pytestmark = pytest.mark.core
+
+IS_FIRST = """
+def is_first():
+    try:
+        os.mkdir("one")
+        return True
+    except FileExistsError:
+        return False
+"""
 
 
 @pytest.fixture
@@ -141,6 +152,24 @@ def test_why_a_worker_fails_is_told_also_when_it_cannot_be_written(program: Roll
     program.deploy(service(2, first=f"sys.stderr = open('/dev/full', 'w', buffering=1); {end}"))
     program.hup()
     assert "for a reason" in program.wait_log("generation 2 failed at stage ready").splitlines()[-1]
+
+
+def test_a_reason_that_is_no_text_is_logged_and_changes_nothing(program: Rolling) -> None:
+    """As of a file whose name is not UTF-8. One of the two fails when the other is ready, and that one is let go."""
+    program.launch(service())
+    fail = "\ndef fail():\n    wait_for('fail')\n    raise OSError('caf\\udce9')\n"
+    program.deploy(service(2, top=IS_FIRST + fail, first="is_first() or fail()"))
+    with begin("restart", program.pid, "--timeout", PATIENCE / 2) as asking:
+        program.wait_report(ready=True, version=2)
+        (program.folder / "fail").touch()
+        _, said = asking.communicate(timeout=PATIENCE)
+    assert asking.returncode == 1
+    assert r"caf\udce9" in said
+    assert r"caf\udce9" in program.wait_log("generation 2 failed at stage ready")
+    assert "Unicode" not in program.log()
+    program.wait_report(drained="stop", version=2)
+    program.wait_until(lambda: len(program.members()) == 4, "the new generation is gone")
+    program.reload(service(3), expect=3)
 
 
 def test_an_excepthook_of_the_programs_own_shows_what_a_worker_raises(program: Rolling) -> None:
