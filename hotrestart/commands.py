@@ -145,7 +145,10 @@ def _run(given: argparse.Namespace, name: str, ask: Callable[[argparse.Namespace
 
 def _say(text: str, file: TextIO) -> None:
     try:
-        print(text, file=file, flush=True)
+        try:
+            print(text, file=file, flush=True)
+        except UnicodeEncodeError:  # a file name that is not UTF-8, or a letter that this locale does not have
+            print(text.encode(file.encoding, "backslashreplace").decode(file.encoding), file=file, flush=True)
     except OSError:  # a reader that has gone, a full disk, a lost terminal: what has happened has happened all the same
         pass
 

@@ -601,6 +601,21 @@ def test_a_program_whose_name_is_no_text(asked: Asked) -> None:
     assert ask_json("restart", asked.pid, status=0)["generation"] == 2
 
 
+@both
+def test_a_reason_that_is_no_text(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a file whose name is not UTF-8: standard output takes it in no locale but C's."""
+    asked.serve()
+    asked.deploy_version(2, top=r"raise OSError('caf\udce9')")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    ran = ask("restart", asked.pid)
+    assert ran.returncode == 1
+    assert r"caf\udce9" in ran.stderr
+    ran = ask("status", asked.pid)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert r"caf\udce9" in ran.stdout
+    assert "Unicode" not in asked.log()
+
+
 def test_the_folder_for_temporary_files_does_not_matter(tmp_path: Path) -> None:
     """Cron and ssh have another environment than the program; the pid leads to it all the same."""
     with tempfile.TemporaryDirectory(prefix="hot") as other, Asked(tmp_path / "app", "in place") as asked:
