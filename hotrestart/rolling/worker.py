@@ -71,7 +71,10 @@ class Worker:
         if not self._is_draining:
             self._is_draining = True
             self._calls.acquire()
-            start_new_thread(self._call_back, ())
+            try:
+                start_new_thread(self._call_back, ())
+            except RuntimeError:  # none is to be had, and a job may be in hand, which this must not interrupt
+                self._calls.release()
 
     def run(self, main: Callable[[], object]) -> NoReturn:
         """Call `main()` and end this process, with the status it has earned."""
@@ -175,7 +178,9 @@ class Worker:
         try:
             status = self._judge(error)
             self.pulse.rest()
-            self._calls.acquire(True, 5.0)  # a worker may be at its end before the callbacks are through
+            # It may be at its end before the callbacks are through.
+            if self._calls.acquire(True, 5.0):
+                self._call_back()  # those for which there was no thread
         finally:  # whatever hooks and streams of the program do, this process goes back to nobody
             exits.end_now(status)
 

@@ -172,6 +172,19 @@ def test_a_reason_that_is_no_text_is_logged_and_changes_nothing(program: Rolling
     program.reload(service(3), expect=3)
 
 
+def test_a_job_is_finished_and_on_stop_is_called_although_no_thread_is_to_be_had(program: Rolling) -> None:
+    top, first = "threading.stack_size(1 << 47)", "hotrestart.on_stop(lambda: told(stopping=True))"
+    program.launch(service(options="workers=1", top=top, first=first), ready=1)
+    with program.connect("hold gate") as connection:
+        program.wait_report(job="hold gate")
+        program.reload(service(2, "workers=1"), expect=2)
+        (program.folder / "gate").touch()
+        assert answer_on(connection)[0] == "hold"
+    program.wait_report(drained="stop", version=1)
+    program.wait_report(stopping=True, version=1)
+    assert "Traceback" not in program.log()
+
+
 def test_an_excepthook_of_the_programs_own_shows_what_a_worker_raises(program: Rolling) -> None:
     hook = "sys.excepthook = lambda kind, error, trace: told(raised=repr(error))"
     program.launch(service())
