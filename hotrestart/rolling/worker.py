@@ -47,6 +47,7 @@ class Worker:
         retire = lambda: self._tell("retire", why="max_jobs")  # noqa: E731
         self.pulse: Pulse = Pulse(ties.beats, place, _with_jitter(options), retire, timeout=options.timeout)
         self._lifeline, self._ties, self._stderr = lifeline, ties, stderr
+        self._pid = os.getpid()
         self._is_ready = self._is_draining = False
         self._boot = _Boot()
         self._calls = allocate_lock()
@@ -135,10 +136,16 @@ class Worker:
         self._boot.ask()
 
     def _tell(self, kind: str, **fields: Any) -> None:
+        if self._has_been_left():
+            return
         try:
             self._lifeline.send(kind, **fields)
         except LifelineError:
             self.drain()  # nobody there any more
+
+    def _has_been_left(self) -> bool:
+        """Whether this is a child that the program has forked: it speaks for nobody."""
+        return os.getpid() != self._pid
 
     def _judge(self, error: BaseException | None) -> int:
         """The exit status for how `main()` has ended; what it has raised is shown. If nobody has asked it to end, the
@@ -159,7 +166,7 @@ class Worker:
             except Exception:
                 pass  # there is no room, or nobody who reads it: the supervisor is told all the same
             status, reason, detail = 1, lines[-1].strip(), "".join(lines)
-        if not self._is_draining:
+        if not self._is_draining and not self._has_been_left():
             self._tell("failed", reason=reason[:500], detail=detail[-_LONGEST_DETAIL:])
             self.drain()
         return status
@@ -178,8 +185,8 @@ class Worker:
         try:
             status = self._judge(error)
             self.pulse.rest()
-            # It may be at its end before the callbacks are through.
-            if self._calls.acquire(True, 5.0):
+            # It may be at its end before the callbacks are through. (Whoever calls them in a child has stayed behind.)
+            if not self._has_been_left() and self._calls.acquire(True, 5.0):
                 self._call_back()  # those for which there was no thread
         finally:  # whatever hooks and streams of the program do, this process goes back to nobody
             exits.end_now(status)
