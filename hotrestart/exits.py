@@ -89,7 +89,8 @@ def end_now(status: int) -> NoReturn:
             except (AttributeError, OSError, ValueError):
                 continue  # None, closed, or a terminal that is gone
     finally:
-        os._exit(status)
+        # As CPython: what a C long cannot hold counts as -1, and the kernel takes the last byte.
+        os._exit(status & 0xFF if -(2**63) <= status < 2**63 else 255)
 
 
 class _Registered:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,6 +184,20 @@ def test_a_job_is_finished_and_on_stop_is_called_although_no_thread_is_to_be_had
     program.wait_report(drained="stop", version=1)
     program.wait_report(stopping=True, version=1)
     assert "Traceback" not in program.log()
+
+
+@pytest.mark.parametrize("status", ["-3", "257", "2**31", "2**64"])
+def test_a_worker_ends_as_cpython_does_whatever_it_gives_to_sys_exit(program: Rolling, status: str) -> None:
+    """And goes back to nobody."""
+    source = service(options="workers=1", top=f"plain = {status}", first="told(boot=True); sys.exit(plain)")
+    program.deploy(source.replace("    main()\n", "    try:\n        main()\n    finally:\n        told(back=True)\n"))
+    program.start()
+    worker = program.wait_report(boot=True)["pid"]
+    program.wait_exit()
+    assert not program.reports(back=True, pid=worker)
+    ends = f"import sys; sys.exit({status})", f"import hotrestart.exits; hotrestart.exits.end_now({status})"
+    codes = [subprocess.call([program.python, "-c", end], stderr=subprocess.DEVNULL) for end in ends]
+    assert codes[0] == codes[1]
 
 
 def test_an_excepthook_of_the_programs_own_shows_what_a_worker_raises(program: Rolling) -> None:
