@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from _thread import get_ident
+from _weakref import ref
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Beats:
 class Pulse:
     """A worker's own number. Only the loop of the thread that has made it counts: others may read `running` as well."""
 
-    __slots__ = ("_limit", "_numbers", "_place", "_retire", "_thread", "_turns", "period")
+    __slots__ = ("__weakref__", "_limit", "_numbers", "_place", "_retire", "_thread", "_turns", "period")
 
     def __init__(
         self, beats: Beats, place: int, limit: int, retire: Callable[[], None], *, timeout: float | None = None
@@ -50,6 +51,7 @@ class Pulse:
         """Seconds between two beats for a loop that sleeps out of our sight; None if nobody looks."""
         self._numbers, self._place, self._limit, self._retire = beats.numbers, place, limit, retire
         self._turns, self._thread = 0, get_ident()
+        _pulses.append(ref(self))
 
     def turn(self) -> None:
         """The loop begins another turn."""
@@ -75,6 +77,21 @@ class Pulse:
         """The rest is over."""
         if get_ident() == self._thread:
             self._numbers[self._place] += 1 - self._numbers[self._place] % 2
+
+
+_pulses: list[ref[Pulse]] = []
+
+
+def _stop_after_fork() -> None:
+    """A child's thread has the same identity, and its loop would cover up a worker that hangs."""
+    for reference in _pulses:
+        pulse = reference()
+        if pulse is not None:
+            pulse._thread = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_stop_after_fork)
 
 
 class Watch:

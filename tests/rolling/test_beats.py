@@ -108,6 +108,22 @@ def test_the_loop_of_another_thread_does_not_cover_up_one_that_hangs() -> None:
     assert page.numbers[0] == 1
 
 
+def test_the_loop_of_a_forked_child_does_not_cover_up_a_parent_that_hangs(beats: Beats) -> None:
+    pulse = Pulse(beats, 0, 3, never)
+    pulse.turn()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for step in STEPS:
+                getattr(pulse, step)()
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert beats.numbers[0] == 1
+    pulse.turn()
+    assert beats.numbers[0] == 3
+
+
 # --- what the supervisor makes of it
 
 

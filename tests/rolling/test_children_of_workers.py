@@ -56,3 +56,22 @@ def test_a_helper_that_new_code_forks_before_it_is_ready_does_not_fail_the_resta
     program.reload(service(2, top=FORK, first="fork('sys.exit(0)')"), expect=2)
     program.wait_workers(2, version=2)
     assert len(program.reports(status=0)) == 2
+
+
+def test_a_child_that_turns_the_loop_does_not_cover_up_a_worker_that_hangs(program: Rolling) -> None:
+    top = """
+def hang():
+    worker = os.getpid()
+    if os.fork() == 0:
+        while os.getppid() == worker:
+            loop.running
+            time.sleep(0.01)
+        os._exit(0)
+    wait_for("never")
+"""
+    source = service(options="workers=1, timeout=1.0", top=top)
+    program.launch(source.replace("worker_loop() as loop", "worker_loop() as globals()['loop']"), ready=1)
+    program.connect("exec hang()").close()
+    hung = int(str(program.wait_report(job="exec hang()")["pid"]))
+    program.wait_until(lambda: not is_running(hung), "the hung one is gone")
+    assert "no turn of its loop for 1 s" in program.log()
