@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import allocate_lock, start_new_thread
 from time import monotonic, sleep
 
 from .. import exits, role, signals, state, takeover
@@ -199,7 +199,6 @@ class _Boot:
         self.is_on = False
         self._deadline: float | None = None
         self._end: SystemExit | None = None
-        self._thread = get_ident()
 
     def __enter__(self) -> None:
         self.is_on = True
@@ -214,7 +213,7 @@ class _Boot:
         if self._deadline is None:
             self._deadline = monotonic() + _LAST_OF_A_BOOT
             if self.is_on:
-                start_new_thread(self._remind, (_LAST_OF_A_BOOT,))
+                self._remind_in(_LAST_OF_A_BOOT)
         elif self.is_on and self._end is None and monotonic() >= self._deadline:
             raise self._cut()
 
@@ -230,16 +229,24 @@ class _Boot:
                 before(lost)
             elif self.is_on:
                 self._end = None
-                start_new_thread(self._remind, (0.01,))
+                self._remind_in(0.01)
 
         self._end = end = SystemExit()
         sys.unraisablehook = ask_again  # a hook of os.fork() or a `__del__` was running, which nothing leaves
         return end
 
-    def _remind(self, delay: float) -> None:
-        sleep(delay)
-        if self.is_on:
-            signal.pthread_kill(self._thread, signal.SIGTERM)
+    def _remind_in(self, delay: float) -> None:
+        def remind() -> None:
+            sleep(delay)
+            if self.is_on:
+                # The kernel hands it to the main thread. (For pthread_kill one needs its true identity: gevent's
+                # get_ident, for one, returns an address.)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            start_new_thread(remind, ())
+        except RuntimeError:
+            pass  # no thread is to be had: then it ends when it is asked again, or after its grace
 
 
 def _with_jitter(options: Options) -> int:

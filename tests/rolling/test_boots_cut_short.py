@@ -188,6 +188,43 @@ def test_who_is_told_before_main_does_not_call_it(program: Rolling) -> None:
     assert not program.reports(boots=True)
 
 
+def test_a_boot_that_can_have_no_more_threads_is_cut_short_when_it_is_asked_again(program: Rolling) -> None:
+    """Nobody can remind it; what it does not get is a RuntimeError of ours."""
+    HANGS["threadless"] = "import threading\ndef hang():\n    threading.stack_size(1 << 47)\n    block()", MAIN, "main()"
+    program.deploy(boots("threadless"))
+    program.start()
+    wait_hanging(program)
+    program.term()
+    workers = [int(str(each["pid"])) for each in program.reports(boots=True)]
+
+    def has_gone() -> bool:
+        for pid in filter(is_running, workers):
+            os.kill(pid, 15)
+        return not any(is_running(pid) for pid in workers)
+
+    program.wait_until(has_gone, "both are gone")
+    assert program.wait_exit() == 0
+    check_tidy(program)
+
+
+GEVENT = """
+import _thread
+class Greenlet: pass
+greenlet = Greenlet()
+_thread.get_ident = lambda: id(greenlet)
+"""
+
+
+def test_a_boot_is_cut_short_where_gevent_has_changed_the_identities_of_threads(program: Rolling) -> None:
+    program.deploy(GEVENT + boots("in a system call"))
+    program.start()
+    wait_hanging(program)
+    program.term()
+    assert program.wait_exit() == 0
+    program.wait_gone()
+    check_tidy(program)
+
+
 POOL = """
 import multiprocessing
 def hang():
