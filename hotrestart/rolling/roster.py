@@ -240,9 +240,9 @@ class Roster:
 
     def gone(self, member: Member, status: int, reason: str = "") -> None:
         """It has ended. A fork server takes with it whom it was about to fork, and all knowledge of its children."""
+        self._hear(member)  # it may have asked to be started anew: then that has been done
         if self.members.get(member.process.id) is not member:
             return
-        self._hear(member)
         if member.relay is not None:
             member.relay.pump()
         why, detail = member.why_it_ended(status)

@@ -57,6 +57,7 @@ class House:
         self.loaded_again: list[Member] = []
         self.options = {1: Options(workers=4), 2: Options(workers=4)}
         self.on_event: Callable[[str], None] = lambda _event: None
+        self.on_load_again: Callable[[Member], None] = lambda _member: None
         self.roster = Roster(self.selector, self.beats, self)
         self._processes: list[Child] = []
         self._ends: list[Lifeline] = []
@@ -76,6 +77,7 @@ class House:
 
     def load_again(self, member: Member) -> None:
         self.loaded_again.append(member)
+        self.on_load_again(member)
 
     def limits(self) -> dict[int, Options]:
         return self.options
@@ -701,6 +703,21 @@ def test_stale_bytecode_is_loaded_again(house: House) -> None:
     end.send("stale")
     house.until(lambda: house.loaded_again)
     assert house.loaded_again == [server]
+
+
+def test_stale_bytecode_is_loaded_again_also_if_the_end_is_seen_first(house: House) -> None:
+    """It says so and ends at once. What is started in its place has not ended."""
+    server, end = house.server()
+    output, printed = os.pipe()
+    os.close(printed)
+    server.relay = Relay(output)
+    house.on_load_again = house.roster.forget
+    end.send("stale")
+    server.send_signals(signal.SIGKILL)
+    os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+    house.roster._on_end(server)  # as SIGCHLD has it
+    assert house.loaded_again == [server]
+    assert house.events == []
 
 
 def test_what_is_posted_to_one_that_does_not_read_waits_for_room(house: House) -> None:
