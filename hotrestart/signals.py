@@ -31,14 +31,10 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["FOR_SUPERVISORS", "RESTART", "STOP", "block", "handling", "hold", "restore_mask", "shrugging", "take_held"]
+__all__ = ["RESTART", "STOP", "block", "handling", "hold", "restore_mask", "take_held"]
 
 RESTART: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 STOP: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
-FOR_SUPERVISORS: tuple[int, ...] = tuple(
-    getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGTTIN", "SIGTTOU", "SIGUSR1") if hasattr(signal, name)
-)
-"""What a terminal or an operator may send to the whole process group, and only the supervisor acts on."""
 
 
 class handling:
@@ -161,25 +157,6 @@ class handling:
             if present != self._wakeup_fd:
                 signal.set_wakeup_fd(present)
             self._wakeup_fd = -1
-
-
-class shrugging(handling):
-    """Do nothing for these signals inside a `with` block: for a process whose supervisor acts on them.
-
-    A handler that does nothing, rather than SIG_IGN: what is ignored stays ignored in every program started from here.
-    TTIN and TTOU are ignored all the same: with a handler, a write to a terminal that has `tostop` is tried for ever.
-    USR1 is left alone if it has a handler already: the supervisor passes it on, to have logs reopened.
-    """
-
-    def __init__(self, numbers: Iterable[int] = FOR_SUPERVISORS) -> None:
-        taken = {getattr(signal, "SIGUSR1", None)}
-        mine = [n for n in numbers if n not in taken or signal.getsignal(n) == signal.SIG_DFL]
-        super().__init__(restart=mine, stop=(), on_restart=lambda: None)
-        self._wanted.update({n: signal.SIG_IGN for n in (signal.SIGTTIN, signal.SIGTTOU) if n in self._wanted})
-
-    def _install(self, number: int, handler: Callable[[int, Any], None]) -> None:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            super()._install(number, handler)
 
 
 class _Held(handling):

@@ -234,14 +234,14 @@ def _become_a_member(numbers: list[int], parent: int, nofile: int | None) -> Non
     """Come under the supervisor that has started this process: signals for the group are its business, and when it is
     gone this process shall not serve. It may hang before it comes to main(), so ABRT shows where."""
     global membership, _relay
-    from . import log
+    from . import log, shrugging
 
     membership = Membership(*numbers)
     _relay = os.fstat(2).st_ino
     for fd in numbers:
         os.set_inheritable(fd, False)
     try:
-        signals.shrugging().__enter__()
+        shrugging.shrugging().__enter__()
     except RuntimeError:
         pass  # not the main thread
     log.dump_stacks_on_abort()

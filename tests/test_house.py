@@ -19,7 +19,7 @@ PACKAGE = CHECKOUT / "hotrestart"
 # From the ground up. A module imports only from floors below its own, and on its own floor only from its left.
 FLOORS = [
     "errors state log cjson exits callbacks fds address sleeper command systemd bytecode options outcome leash role",
-    "titles signals binding listeners processes last_words inheritance pids pidfile",
+    "titles signals shrugging binding listeners processes last_words inheritance pids pidfile",
     "reporting control takeover announcing preflight reexec grace inplace rolling",
     "program aio loop serving",
     "demo showing commands watching testing __main__",

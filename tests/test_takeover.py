@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hotrestart import command, inheritance, leash, listeners, signals, state, takeover
+from hotrestart.shrugging import FOR_SUPERVISORS
 from tests.harness import PATIENCE, clean_environment
 
 pytestmark = pytest.mark.core
@@ -535,7 +536,7 @@ def test_a_program_that_a_member_s_variable_leaks_to_is_no_member() -> None:
 
 def test_a_member_shrugs_off_what_is_meant_for_the_supervisor() -> None:
     """Also what came before it had the handlers, for it was started with these blocked; TERM is for it."""
-    mine = [int(number) for number in signals.FOR_SUPERVISORS]
+    mine = [int(number) for number in FOR_SUPERVISORS]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, mine)
     code = "import sys; sys.stdin.readline()\nimport hotrestart" + SLEEP
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from .. import command, listeners, reexec, signals
+from .. import command, listeners, reexec
+from ..shrugging import FOR_SUPERVISORS
 from .home import Home
 
 TYPE_CHECKING = False
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SIGNALS", "become"]
 
-SIGNALS = (*signals.FOR_SUPERVISORS, signal.SIGTERM, signal.SIGQUIT)
+SIGNALS = (*FOR_SUPERVISORS, signal.SIGTERM, signal.SIGQUIT)
 """What the supervisor acts on."""
 
 _JUST_STARTED: dict[str, Any] = {"generation": 1, "last": 1, "server": [], "restart": False, "serving": None}

@@ -17,6 +17,7 @@ from time import monotonic
 from .. import callbacks, exits, log, processes, reexec, signals, state, takeover, titles
 from ..errors import LifelineError
 from ..leash import unleash
+from ..shrugging import FOR_SUPERVISORS, shrugging
 from .home import Home
 from .lifeline import PROTOCOL, Lifeline, pair
 from .worker import Worker
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MINE", "serve"]
 
-MINE = (*signals.FOR_SUPERVISORS, signal.SIGTERM)
+MINE = (*FOR_SUPERVISORS, signal.SIGTERM)
 """What a fork server and a new worker are not to be disturbed by."""
 
 has_served: bool = False
@@ -57,7 +58,7 @@ class _ForkServer:
         self._workers: dict[int, tuple[int, Child]] = {}  # by the descriptor that shows their end
         self._mask = mask
         self._poll = select.poll()
-        self._shrugging = signals.shrugging(MINE)
+        self._shrugging = shrugging(MINE)
         self._is_ending = self._is_orphan = self._has_been_asked = False
 
     def run(self) -> Worker:

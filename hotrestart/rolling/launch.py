@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from .. import command, fds, inheritance, processes, signals
+from .. import command, fds, inheritance, processes
 from ..log import info
+from ..shrugging import FOR_SUPERVISORS
 from .lifeline import Lifeline, pair
 from .members import Member, Relay
 
@@ -73,7 +74,7 @@ def _document(generation: int, program: command.Command, member: list[int]) -> d
         "fds": {str(fd): identity for fd, identity in program.fds.items()},
         "blocked": program.blocked,
         "ignored": program.ignored,
-        "held": [int(number) for number in signals.FOR_SUPERVISORS if number not in program.blocked],
+        "held": [int(number) for number in FOR_SUPERVISORS if number not in program.blocked],
         "since": program.since,
         "nofile": program.nofile,
         "helpers": [],

@@ -17,6 +17,7 @@ from time import monotonic, sleep
 from .. import exits, role, signals, state, takeover
 from ..errors import LifelineError
 from ..leash import leash
+from ..shrugging import shrugging
 from ..sleeper import Sleeper
 from . import asking
 from .beats import Pulse
@@ -59,7 +60,7 @@ class Worker:
 
     def enter(self) -> None:
         """Take TERM, and watch over the supervisor."""
-        signals.shrugging().__enter__()
+        shrugging().__enter__()
         self._handling.__enter__()
         role.current, takeover.membership = self, None
         asking.begin(self._lifeline)
