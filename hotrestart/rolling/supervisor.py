@@ -17,6 +17,7 @@ from .. import command, log
 from ..options import Options
 from ..sleeper import Sleeper
 from .desk import Desk
+from .generation import STARTING
 from .launch import launch
 from .members import Member
 from .rollout import Rollout
@@ -126,7 +127,8 @@ class Supervisor:
         return self.exit_status
 
     def close(self) -> None:
-        """Give the descriptors back. Members that are still there learn that the supervisor is gone, and drain."""
+        """Give the descriptors back. Members that are still there learn that the supervisor is gone, and drain; the next
+        `Supervisor`, or the next `close()`, reaps them."""
         self.desk.close()
         self.roster.close()
         self._selector.close()
@@ -227,6 +229,8 @@ class Supervisor:
     def _load_again(self, member: Member) -> None:
         """It has found, and dropped, old bytecode of new sources; once is enough."""
         process = member.process
+        if process.state != STARTING:
+            return  # it has been told to end, and does so by itself
         if process.id in self._stale:
             self.roster.distrust(member, "the code on disk changes faster than it loads")
             return

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import CHECKOUT, clean_environment
+import hotrestart
+from tests.harness import CHECKOUT, PATIENCE, clean_environment
 from tests.rolling.programs import Rolling, Traffic, answer_on, children_of, is_running, service
 
 
@@ -868,3 +869,21 @@ def test_members_do_not_hand_the_inheritance_on_to_programs_that_they_start(prog
 def test_a_clean_environment_is_what_the_tests_run_in() -> None:
     assert "HOTRESTART" not in clean_environment()
     assert signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+
+def test_who_is_told_to_end_is_not_loaded_again_for_its_stale_bytecode() -> None:
+    supervisor = hotrestart.Supervisor([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        supervisor.step()
+        (member,) = supervisor.roster.members.values()
+        supervisor.rollout.is_stopping = True
+        supervisor._happened("tick")  # and it is killed; what it has said before comes to be heard after that
+        supervisor._load_again(member)
+        assert list(supervisor.roster.members.values()) == [member]
+        deadline = time.monotonic() + PATIENCE
+        while supervisor.exit_status is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+            supervisor.step()
+        assert supervisor.exit_status is not None
+    finally:
+        supervisor.close()
