@@ -127,8 +127,8 @@ class Supervisor:
         return self.exit_status
 
     def close(self) -> None:
-        """Give the descriptors back. Members that are still there learn that the supervisor is gone, and drain; the next
-        `Supervisor`, or the next `close()`, reaps them."""
+        """Give the descriptors back. Members that are still there learn that the supervisor is gone, and drain; the
+        next `Supervisor`, or the next `close()`, reaps them."""
         self.desk.close()
         self.roster.close()
         self._selector.close()
