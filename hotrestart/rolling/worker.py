@@ -24,7 +24,8 @@ from .beats import Pulse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import asyncio
+    from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any, NoReturn
 
     from ..options import Options
@@ -50,7 +51,7 @@ class Worker:
         self._lifeline, self._ties, self._stderr = lifeline, ties, stderr
         self._pid = os.getpid()
         self._is_ready = self._is_draining = False
-        self._boot = _Boot()
+        self._boot = _Boot(self._end)
         self._calls = allocate_lock()
         # As a "restart" signal, for a second TERM must not cut the drain short: the fork server and the kernel may
         # both send one when the supervisor dies.
@@ -88,9 +89,14 @@ class Worker:
             error = raised
         self._end(error)
 
-    async def run_coroutine(self, main: Callable[[], Awaitable[object]]) -> None:
+    def run_coroutine(self, main: Callable[[], Awaitable[object]]) -> Coroutine[Any, Any, None]:
         """Await `main()` and end this process as `asyncio.run` would; for any loop that runs coroutines."""
+        coroutine = self._boot.coroutine = self._run_coroutine(main)
+        return coroutine
+
+    async def _run_coroutine(self, main: Callable[[], Awaitable[object]]) -> None:
         error = None
+        self._boot.task = _asyncio_task()
         try:
             with self._boot:
                 await main()
@@ -196,8 +202,12 @@ class Worker:
 class _Boot:
     """The part of `main()` before it is ready, which TERM ends, once. Made and asked in the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, end_worker: Callable[[BaseException], NoReturn]) -> None:
         self.is_on = False
+        self.coroutine: Any = None
+        self.task: Any = None
+        self._is_resumed = False
+        self._end_worker = end_worker
         self._deadline: float | None = None
         self._end: SystemExit | None = None
 
@@ -216,11 +226,36 @@ class _Boot:
             if self.is_on:
                 self._remind_in(_LAST_OF_A_BOOT)
         elif self.is_on and self._end is None and monotonic() >= self._deadline:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """An exception has to come up in `main()`: out of an event loop it would go to whoever runs that, for whom this
+        process is not meant. A coroutine that waits is cancelled; where that cannot be had, or the loop itself does
+        not turn, it is resumed from here for its last time: what it awaits then never comes, and what belongs to the
+        loop complains, as trio's scopes."""
+        if self.coroutine is None or self.coroutine.cr_running:
             raise self._cut()
+        task, self.task = self.task, None
+        if task is None:
+            end, self._is_resumed = self._cut(), True
+            try:
+                self.coroutine.throw(end)
+            finally:
+                self._end_worker(end)
+        self._deadline = monotonic() + _LAST_OF_A_BOOT
+        self._remind_in(_LAST_OF_A_BOOT)
+        task.get_loop().call_soon_threadsafe(self._cancel, task)
+
+    def _cancel(self, task: Any) -> None:
+        if self.is_on:
+            self._end = SystemExit()
+            task.cancel()
 
     def has_caused(self, error: BaseException) -> bool:
         """Whether `main()` has raised this for no other reason: an event loop cancels what it runs, or wraps it up."""
-        return self._end is not None and (not isinstance(error, Exception) or error.__cause__ is self._end)
+        if self._end is None or self._is_resumed:
+            return self._is_resumed
+        return not isinstance(error, Exception) or error.__cause__ is self._end
 
     def _cut(self) -> SystemExit:
         before = sys.unraisablehook
@@ -254,6 +289,14 @@ def _with_jitter(options: Options) -> int:
     """Not all workers shall be replaced at the same time. (To load the module random would take longer than a fork.)"""
     share = int.from_bytes(os.urandom(4), "big") / 2**32
     return round((options.max_jobs or 0) * (1 + options.jitter * share))
+
+
+def _asyncio_task() -> asyncio.Task[Any] | None:
+    """The task that runs this, in an event loop with asyncio's interface."""
+    try:
+        return sys.modules["asyncio"].current_task()  # type: ignore[no-any-return]
+    except (KeyError, RuntimeError):
+        return None
 
 
 async def _wind_up_asyncio() -> None:

@@ -32,7 +32,10 @@ def block():
 {main}
 
 if __name__ == "__main__":
-    {call}
+    try:
+        {call}
+    finally:
+        told(back=True)  # the fork server may be
 """
 
 MAIN = """
@@ -61,6 +64,15 @@ async def main():
 """
 
 ASYNC = "import asyncio\nasync def hang():\n    "
+ASYNC_BESIDE = """import asyncio
+async def busy():
+    block()
+async def hang():
+    asyncio.create_task(busy())
+    await asyncio.sleep(3600)
+"""
+TRIO = "import trio\nasync def hang():\n    await trio.sleep(3600)"
+RUN_UNTIL_COMPLETE = "asyncio.new_event_loop().run_until_complete(main())"
 HANGS = {
     "in Python": ("hang = block", MAIN, "main()"),
     "in a system call": ("def hang():\n    time.sleep(3600)", MAIN, "main()"),
@@ -68,6 +80,13 @@ HANGS = {
     "awaiting": (ASYNC + "await asyncio.get_running_loop().create_future()", ASYNC_MAIN, "asyncio.run(main())"),
     "in a coroutine": (ASYNC + "block()", ASYNC_MAIN, "asyncio.run(main())"),
     "awaiting by uvloop": (ASYNC + "await asyncio.sleep(3600)", ASYNC_MAIN, "__import__('uvloop').run(main())"),
+    "awaiting by run_until_complete": (ASYNC + "await asyncio.sleep(3600)", ASYNC_MAIN, RUN_UNTIL_COMPLETE),
+    "beside a task that blocks": (
+        ASYNC_BESIDE,
+        ASYNC_MAIN.replace("await asyncio.sleep(0)", "pass"),
+        RUN_UNTIL_COMPLETE,
+    ),
+    "awaiting by trio's run": (TRIO, ASYNC_MAIN.replace("await asyncio.sleep(0)", "pass"), "trio.run(main)"),
     "awaiting by trio": ("import trio\ndef hang():\n    trio.run(trio.sleep, 3600)", MAIN, "main()"),
 }
 
@@ -101,8 +120,10 @@ def check_tidy(program: Rolling, version: int = 1, count: int = 2) -> None:
     for what in ("tidied", "handlers"):
         told = program.reports(**{what: True}, version=version)
         assert len({each["pid"] for each in told}) == len(told) == count, what
-    assert "Traceback" not in program.log()
-    assert "Exception ignored" not in program.log()
+    back, workers = ({each["pid"] for each in program.reports(**{what: True})} for what in ("back", "boots"))
+    assert not back & workers
+    for complaint in ("Traceback", "Exception ignored", "never awaited", "destroyed", "never retrieved"):
+        assert complaint not in program.log()
 
 
 @pytest.mark.parametrize("options", ["", ", preload=False"])
@@ -190,7 +211,8 @@ def test_who_is_told_before_main_does_not_call_it(program: Rolling) -> None:
 
 def test_a_boot_that_can_have_no_more_threads_is_cut_short_when_it_is_asked_again(program: Rolling) -> None:
     """Nobody can remind it; what it does not get is a RuntimeError of ours."""
-    HANGS["threadless"] = "import threading\ndef hang():\n    threading.stack_size(1 << 47)\n    block()", MAIN, "main()"
+    hang = "import threading\ndef hang():\n    threading.stack_size(1 << 47)\n    block()"
+    HANGS["threadless"] = hang, MAIN, "main()"
     program.deploy(boots("threadless"))
     program.start()
     wait_hanging(program)
@@ -208,7 +230,7 @@ def test_a_boot_that_can_have_no_more_threads_is_cut_short_when_it_is_asked_agai
 
 
 GEVENT = """
-import _thread
+import _thread, threading
 class Greenlet: pass
 greenlet = Greenlet()
 _thread.get_ident = lambda: id(greenlet)
