@@ -272,7 +272,7 @@ class InPlace:
                 from . import log
 
                 self._drain_runs.release()
-                log.last_words(f"grace is not watched, on_stop callbacks are not called: {error}")
+                log.last_words(f"grace is not watched: {error}")
         elif why == "stop":  # which the drain of a restart turns into
             self.announcer.tell_systemd()
 
@@ -306,3 +306,4 @@ class InPlace:
             callbacks = sys.modules.get(f"{__package__}.callbacks")
             if callbacks is not None:
                 callbacks.wait(_PATIENCE)
+                callbacks.call_all()  # those for which there was no thread

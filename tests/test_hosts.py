@@ -259,6 +259,28 @@ main()
     assert program.reports()[1:4] == [{"begins": 1}, {"left": 1}, {"second": 1}]
 
 
+def test_callbacks_are_called_although_no_thread_is_to_be_had(program: Program) -> None:
+    program.deploy(
+        TOP
+        + """
+@hotrestart.restartable
+def main():
+    hotrestart.on_stop(lambda: report(called=state.generation))
+    with hotrestart.worker_loop() as loop:
+        threading.stack_size(1 << 47)
+        report(ready=state.generation)
+        loop.sleep()
+main()
+"""
+    )
+    program.start()
+    program.wait_report(ready=1)
+    program.term()
+    assert program.wait_exit() == 0
+    assert len(program.reports(called=1)) == 1
+    assert "grace is not watched" in program.log()
+
+
 def test_a_restart_asked_for_before_main_ends_happens_although_the_preflight_is_still_under_way(
     program: Program,
 ) -> None:

@@ -2,8 +2,7 @@
 
 It never goes back to whoever has called `main()`: the frames below are those of the fork server, whose `finally`
 clauses and exit handlers are not a worker's. TERM asks it to drain, as often as it comes; the supervisor's death is a
-TERM too (`leash`). How long it may take is the supervisor's business. A worker that is not ready has no job to finish,
-and may be waiting for what never comes: half a second after TERM its `main()` ends by SystemExit, and tidies up so.
+TERM too (`leash`). How long it may take is the supervisor's business, but for one that is not ready yet: see `boot`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import signal
 import sys
 from _thread import allocate_lock, start_new_thread
-from time import monotonic, sleep
 
 from .. import exits, role, signals, state, takeover
 from ..errors import LifelineError
@@ -21,6 +19,7 @@ from ..shrugging import shrugging
 from ..sleeper import Sleeper
 from . import asking
 from .beats import Pulse
+from .boot import Boot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker"]
 
-_LAST_OF_A_BOOT = 0.5  # seconds in which one that works may come to its end; to interrupt it is the ruder way
 _LONGEST_DETAIL = 16 * 1024  # characters of a traceback: a message goes with one system call
 
 
@@ -51,7 +49,7 @@ class Worker:
         self._lifeline, self._ties, self._stderr = lifeline, ties, stderr
         self._pid = os.getpid()
         self._is_ready = self._is_draining = False
-        self._boot = _Boot(self._end)
+        self._boot = Boot(self._end)
         self._calls = allocate_lock()
         # As a "restart" signal, for a second TERM must not cut the drain short: the fork server and the kernel may
         # both send one when the supervisor dies.
@@ -197,92 +195,6 @@ class Worker:
                 self._call_back()  # those for which there was no thread
         finally:  # whatever hooks and streams of the program do, this process goes back to nobody
             exits.end_now(status)
-
-
-class _Boot:
-    """The part of `main()` before it is ready, which TERM ends, once. Made and asked in the main thread."""
-
-    def __init__(self, end_worker: Callable[[BaseException], NoReturn]) -> None:
-        self.is_on = False
-        self.coroutine: Any = None
-        self.task: Any = None
-        self._is_resumed = False
-        self._end_worker = end_worker
-        self._deadline: float | None = None
-        self._end: SystemExit | None = None
-
-    def __enter__(self) -> None:
-        self.is_on = True
-        if self._deadline is not None:
-            raise self._cut()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.is_on = False
-
-    def ask(self) -> None:
-        """Let it come to its end within `_LAST_OF_A_BOOT`, or raise SystemExit in it; if it has not begun, then too."""
-        if self._deadline is None:
-            self._deadline = monotonic() + _LAST_OF_A_BOOT
-            if self.is_on:
-                self._remind_in(_LAST_OF_A_BOOT)
-        elif self.is_on and self._end is None and monotonic() >= self._deadline:
-            self._interrupt()
-
-    def _interrupt(self) -> None:
-        """An exception has to come up in `main()`: out of an event loop it would go to whoever runs that, for whom this
-        process is not meant. A coroutine that waits is cancelled; where that cannot be had, or the loop itself does
-        not turn, it is resumed from here for its last time: what it awaits then never comes, and what belongs to the
-        loop complains, as trio's scopes."""
-        if self.coroutine is None or self.coroutine.cr_running:
-            raise self._cut()
-        task, self.task = self.task, None
-        if task is None:
-            end, self._is_resumed = self._cut(), True
-            try:
-                self.coroutine.throw(end)
-            finally:
-                self._end_worker(end)
-        self._deadline = monotonic() + _LAST_OF_A_BOOT
-        self._remind_in(_LAST_OF_A_BOOT)
-        task.get_loop().call_soon_threadsafe(self._cancel, task)
-
-    def _cancel(self, task: Any) -> None:
-        if self.is_on:
-            self._end = SystemExit()
-            task.cancel()
-
-    def has_caused(self, error: BaseException) -> bool:
-        """Whether `main()` has raised this for no other reason: an event loop cancels what it runs, or wraps it up."""
-        if self._end is None or self._is_resumed:
-            return self._is_resumed
-        return not isinstance(error, Exception) or error.__cause__ is self._end
-
-    def _cut(self) -> SystemExit:
-        before = sys.unraisablehook
-
-        def ask_again(lost: Any) -> None:
-            if lost.exc_value is not end:
-                before(lost)
-            elif self.is_on:
-                self._end = None
-                self._remind_in(0.01)
-
-        self._end = end = SystemExit()
-        sys.unraisablehook = ask_again  # a hook of os.fork() or a `__del__` was running, which nothing leaves
-        return end
-
-    def _remind_in(self, delay: float) -> None:
-        def remind() -> None:
-            sleep(delay)
-            if self.is_on:
-                # The kernel hands it to the main thread. (For pthread_kill one needs its true identity: gevent's
-                # get_ident, for one, returns an address.)
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        try:
-            start_new_thread(remind, ())
-        except RuntimeError:
-            pass  # no thread is to be had: then it ends when it is asked again, or after its grace
 
 
 def _with_jitter(options: Options) -> int:

@@ -205,7 +205,7 @@ def test_an_excepthook_of_the_programs_own_shows_what_a_worker_raises(program: R
     program.launch(service())
     program.deploy(service(2, top=hook, first="raise RuntimeError('broken')"))
     program.hup()
-    program.wait_report(version=2, raised="RuntimeError('broken')", count=2)
+    program.wait_report(version=2, raised="RuntimeError('broken')")  # the other may be told to end before it begins
 
 
 def test_what_is_in_the_buffer_at_the_fork_is_printed_once(program: Rolling) -> None:
