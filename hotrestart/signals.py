@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # the module signal imports enum: 2 to 5 ms of every restart
 
-__all__ = ["RESTART", "STOP", "block", "handling", "hold", "restore_mask", "take_held"]
+__all__ = ["RESTART", "STOP", "block", "handling", "hold", "restore_mask", "take_held", "waking"]
 
 RESTART: tuple[int, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()
 STOP: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
@@ -43,8 +43,7 @@ class handling:
     One of `restart` calls `on_restart()`; the first of `stop` calls `on_stop()` and gives all of `stop` their default
     action, so that a second one ends the process at once, even if Python is stuck. Without these functions the flag
     in `state` is set and the sleeper woken for good. Both run in the main thread between two bytecodes: they must not
-    block, log, or take a lock. While the block lasts, the sleeper's pipe is the wakeup fd if nobody else has one, so
-    that a signal which the kernel hands to another thread ends a sleep too.
+    block, log, or take a lock. While the block lasts, each signal ends the sleeper's sleeps: see `waking`.
 
     Raises WrongThreadError outside of the main thread. A forked child is out of the block; an exec ends it.
     """
@@ -67,7 +66,7 @@ class handling:
             **dict.fromkeys(self._stop, self._stop_asked),
         }
         self._found: dict[int, Any] = {}
-        self._wakeup_fd = -1
+        self._waking = None if sleeper is None else waking(sleeper)
 
     def __enter__(self) -> Self:
         if not hasattr(signal, "pthread_sigmask"):
@@ -81,7 +80,8 @@ class handling:
             release()
         _active.append(self)
         _watch_forks()
-        self._take_wakeup_fd()
+        if self._waking is not None:
+            self._waking.__enter__()
         unblock(_blocked_at_boot)
         _blocked_at_boot.clear()
         if held is not None and held.asked_to_stop:
@@ -98,7 +98,8 @@ class handling:
         if self in _active:
             _active.remove(self)
         with _blocked(self._wanted):
-            self._give_wakeup_fd_back()
+            if self._waking is not None:
+                self._waking.__exit__()
             while self._found:
                 number, before = self._found.popitem()
                 if signal.getsignal(number) in (self._wanted[number], signal.SIG_DFL, _end_at_once):
@@ -140,23 +141,35 @@ class handling:
         if self._sleeper is not None:
             self._sleeper.wake(for_good=True)
 
-    def _take_wakeup_fd(self) -> None:
-        if self._sleeper is None:
-            return
+
+class waking:
+    """Inside a `with` block, in the main thread: a signal with a Python handler ends a sleep of `sleeper`, or whatever
+    else waits for its `nudge_fileno()`, so that the handler runs. Also a signal that the kernel hands to another
+    thread, and one that comes when Python has looked for signals for the last time before it sleeps. Unless somebody
+    else has the wakeup fd. In another thread it does nothing."""
+
+    def __init__(self, sleeper: Sleeper) -> None:
+        self._sleeper, self._fd = sleeper, -1
+
+    def __enter__(self) -> Self:
         self._sleeper.owner = get_ident()
         mine = self._sleeper.wakeup_fd()
-        before = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
+        try:
+            before = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
+        except ValueError:
+            return self  # not the main thread
         if before == -1:
-            self._wakeup_fd = mine
+            self._fd = mine
         else:
             signal.set_wakeup_fd(before)
+        return self
 
-    def _give_wakeup_fd_back(self) -> None:
-        if self._wakeup_fd != -1:
+    def __exit__(self, *exc_info: object) -> None:
+        if self._fd != -1:
             present = signal.set_wakeup_fd(-1)
-            if present != self._wakeup_fd:
+            if present != self._fd:
                 signal.set_wakeup_fd(present)
-            self._wakeup_fd = -1
+            self._fd = -1
 
 
 class _Held(handling):

@@ -13,7 +13,7 @@ import signal
 from _weakref import ref
 from time import monotonic
 
-from .. import command, log
+from .. import command, log, signals
 from ..options import Options
 from ..sleeper import Sleeper
 from .desk import Desk
@@ -120,10 +120,16 @@ class Supervisor:
         self.desk.look(monotonic())
 
     def run(self) -> int:
-        """Drive it until the program has ended; the exit status."""
-        while self.exit_status is None:
-            self._selector.select(self.timeout())
-            self.step()
+        """Drive it until the program has ended; the exit status. Signals that have handlers end the wait."""
+        with signals.waking(self._sleeper):
+            nudges = self._sleeper.nudge_fileno()
+            self._selector.register(nudges, selectors.EVENT_READ, self._sleeper.unheard)
+            try:
+                while self.exit_status is None:
+                    self._selector.select(self.timeout())
+                    self.step()
+            finally:
+                self._selector.unregister(nudges)
         return self.exit_status
 
     def close(self) -> None:

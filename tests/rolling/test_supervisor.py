@@ -149,6 +149,7 @@ def test_a_job_in_hand_is_finished_by_the_old_code_while_the_new_serves(program:
     with program.connect("hold gate") as connection:
         holder = program.wait_report(job="hold gate")["pid"]
         program.reload(service(2), expect=2)
+        program.wait_until(lambda: len(program.workers()) == 3, "the other old worker ends")
         assert program.ask()[1] == "2"
         assert is_running(int(str(holder)))
         (program.folder / "gate").touch()
@@ -869,6 +870,28 @@ def test_members_do_not_hand_the_inheritance_on_to_programs_that_they_start(prog
 def test_a_clean_environment_is_what_the_tests_run_in() -> None:
     assert "HOTRESTART" not in clean_environment()
     assert signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+
+def test_h17_a_signal_that_the_kernel_hands_to_another_thread_of_the_host_is_acted_upon(program: Rolling) -> None:
+    """And so is one that comes when Python has looked for signals for the last time before it sleeps."""
+    program.deploy(service(), "served.py")
+    program.deploy(
+        """
+import signal, sys, threading
+import hotrestart
+supervisor = hotrestart.Supervisor([sys.executable, "served.py"])
+signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+status = supervisor.run()
+supervisor.close()
+assert signal.set_wakeup_fd(-1) == -1
+sys.exit(status)
+"""
+    )
+    program.start()
+    program.wait_report(ready=True, count=2)
+    assert program.stop() == 0
 
 
 def test_who_is_told_to_end_is_not_loaded_again_for_its_stale_bytecode() -> None:
