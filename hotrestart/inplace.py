@@ -92,8 +92,10 @@ class InPlace:
         if isinstance(error, KeyboardInterrupt):
             state.end("stop")
             self.sleeper.wake(for_good=True)
-        self._await_preflight()
+        if for_good:
+            self._await_preflight(2 * _ENOUGH_PREFLIGHTS * (self._ready_timeout + _PATIENCE))
         self.main_has_returned = True
+        self._abandon_preflight()
         self._await_callbacks()
         if state.reason == "restart":
             from . import reexec
@@ -292,12 +294,17 @@ class InPlace:
 
         grace.watch(self, self._grace - first, self._grace, resets)
 
-    def _await_preflight(self) -> None:
-        """A restart that has been asked for before the loop came to its end follows it, if the new code loads. A stop
-        ends the preflight within milliseconds; so it is never left behind."""
-        longest = 2 * _ENOUGH_PREFLIGHTS * (self._ready_timeout + _PATIENCE)  # stale bytecode costs one run more
+    def _await_preflight(self, longest: float) -> None:
+        """A restart that was asked for before `main()` has ended follows it, if the new code loads. A stop ends the
+        preflight within milliseconds."""
         if self._preparing.locked() and self._preparing.acquire(True, longest):
             self._preparing.release()
+
+    def _abandon_preflight(self) -> None:
+        """Do not leave one behind. It notices within milliseconds."""
+        if self._preparing.locked():
+            self.sleeper.wake(for_good=True)
+            self._await_preflight(_PATIENCE)
 
     def _await_callbacks(self) -> None:
         """The end of the process would cut them short. And 3.10 crashes if it ends with a thread that has been started
