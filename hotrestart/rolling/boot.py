@@ -16,11 +16,20 @@ from time import monotonic, sleep
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
     from typing import Any, NoReturn
 
 __all__ = ["Boot"]
 
 _LAST_OF_A_BOOT = 0.5  # seconds in which one that works may come to its end; to interrupt it is the ruder way
+
+
+_STARTS = {
+    ("concurrent.futures.process", "submit"),
+    ("multiprocessing.pool", "__init__"),
+    ("multiprocessing.process", "start"),
+    ("subprocess", "__init__"),
+}
 
 
 class Boot:
@@ -54,7 +63,10 @@ class Boot:
             if self.is_on:
                 self._remind_in(_LAST_OF_A_BOOT)
         elif self.is_on and self._end is None and monotonic() >= self._deadline:
-            self._interrupt()
+            if _a_child_is_being_started():
+                self._remind_in(0.01)
+            else:
+                self._interrupt()
 
     def has_caused(self, error: BaseException) -> bool:
         """Whether `main()` has raised this for no other reason: an event loop cancels what it runs, or wraps it up."""
@@ -111,3 +123,12 @@ class Boot:
             start_new_thread(remind, ())
         except RuntimeError:
             pass  # no thread is to be had: then it ends when it is asked again, or after its grace
+
+
+def _a_child_is_being_started() -> bool:
+    """In that moment the child may be there, and nobody has noted it yet who would see to its end; and a pool that is
+    only half there goes on to replace the workers that it loses."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) not in _STARTS:
+        frame = frame.f_back
+    return frame is not None

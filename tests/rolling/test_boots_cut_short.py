@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,48 @@ def test_a_worker_that_is_just_starting_a_pool_leaves_nothing(program: Rolling, 
     program.start()
     program.wait_report(boots=True, count=2)
     time.sleep(delay * 0.02)  # the moment is what is varied, and every one is fine
+    program.term()
+    assert program.wait_exit() == 0
+    program.wait_gone()
+
+
+HALF_A_POOL = """
+import concurrent.futures.process, multiprocessing.pool
+def slowed(function):
+    def slow(*arguments, **more):
+        result = function(*arguments, **more)
+        told(half=True)
+        time.sleep(1.5)  # as on a busy machine: its children are there, and nothing is that would see to their end
+        return result
+    return slow
+{slow}
+def hang():
+    {start}
+    block()
+"""
+FUTURES = "concurrent.futures.process.ProcessPoolExecutor"
+POOLS = {
+    "Pool": (
+        "import threading; threading.Thread.start = slowed(threading.Thread.start)",  # first the one that replaces them
+        "pool = multiprocessing.get_context('fork').Pool(2)",
+    ),
+    "ProcessPoolExecutor": (
+        f"{FUTURES}._launch_processes = slowed({FUTURES}._launch_processes)",
+        f"pool = {FUTURES}(2, multiprocessing.get_context('fork')); pool.submit(os.getpid)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_boot_is_not_interrupted_while_a_pool_is_only_half_there(program: Rolling, kind: str) -> None:
+    """What is half there would go on to replace the children that it loses, or nobody would tell them to end."""
+    if kind != "Pool" and not hasattr(ProcessPoolExecutor, "_launch_processes"):
+        pytest.skip("this Python starts its children one by one")
+    slow, start = POOLS[kind]
+    HANGS["half a pool"] = HALF_A_POOL.format(slow=slow, start=start), MAIN, "main()"
+    program.deploy(boots("half a pool"))
+    program.start()
+    program.wait_report(half=True, count=2)
     program.term()
     assert program.wait_exit() == 0
     program.wait_gone()
