@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.asking import begin
-from tests.harness import PATIENCE
+from tests.harness import PATIENCE, clean_environment
 from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
 
 pytestmark = pytest.mark.core
@@ -196,7 +196,8 @@ def test_a_worker_ends_as_cpython_does_whatever_it_gives_to_sys_exit(program: Ro
     program.wait_exit()
     assert not program.reports(back=True, pid=worker)
     ends = f"import sys; sys.exit({status})", f"import hotrestart.exits; hotrestart.exits.end_now({status})"
-    codes = [subprocess.call([program.python, "-c", end], stderr=subprocess.DEVNULL) for end in ends]
+    quiet = {"stderr": subprocess.DEVNULL, "env": clean_environment()}
+    codes = [subprocess.call([program.python, "-c", end], **quiet) for end in ends]
     assert codes[0] == codes[1]
 
 
