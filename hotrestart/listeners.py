@@ -199,16 +199,17 @@ def _new_listener(wanted: Address, where: Where | None, name: str | None, how: d
     if elsewhere is not None:
         bound = _adopted(elsewhere(str(wanted), where, name=name, **how))
         return _Listener(bound, str(wanted), name, is_old=_shared)
-    kind = socket.SOCK_DGRAM if wanted.kind == "udp" else socket.SOCK_STREAM
-    if where is not None and not how["reuse_port"]:
-        for each in _bound.values():
-            if _is_of(each, where[0], kind) and list(each.socket.getsockname())[:2] == list(where[1])[:2]:
-                return _Listener(each.socket.dup(), str(wanted), name, is_old=each.is_old)
     rights = {each: how[each] for each in ("reuse_port", "mode", "owner")}
     try:
         bound = bind(wanted, where, **rights)
     except AddressError as error:
-        if error.errno != errno.EADDRINUSE or where is None or not _let_go_of_port(where[0], kind, wanted.port):
+        if error.errno != errno.EADDRINUSE or where is None:
+            raise
+        kind = socket.SOCK_DGRAM if wanted.kind == "udp" else socket.SOCK_STREAM
+        for each in _bound.values():
+            if _is_of(each, where[0], kind) and list(each.socket.getsockname())[:2] == list(where[1])[:2]:
+                return _Listener(each.socket.dup(), str(wanted), name, is_old=each.is_old)
+        if not _let_go_of_port(where[0], kind, wanted.port):
             raise
         bound = bind(wanted, where, **rights)
     return _Listener(bound, str(wanted), name)
