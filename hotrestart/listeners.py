@@ -32,7 +32,9 @@ __all__ = ["adopt", "hand_over", "listen", "listen_at"]
 class _Listener:
     """One bound socket: our own descriptor of it, and what it was asked for as."""
 
-    __slots__ = ("_path", "address", "claimed", "fd", "is_old", "name", "socket")
+    _path: str | None
+
+    __slots__ = ("_is_unix", "_path", "address", "claimed", "fd", "is_old", "name", "socket")
 
     def __init__(self, bound: socket.socket, address: str, name: str | None, *, is_old: bool = False) -> None:
         if bound.fileno() < 3:
@@ -41,12 +43,14 @@ class _Listener:
             bound = moved
         self.socket, self.fd = bound, bound.fileno()
         self.address, self.name, self.is_old, self.claimed = address, name, is_old, False
-        self._path: str | None = None
+        self._is_unix, self._path = bound.family == socket.AF_UNIX, None
 
     @property
     def path(self) -> str | None:
         """Of a unix socket that has one; of a relative one, where it was first asked for."""
-        name: object = self.socket.getsockname() if self.socket.family == socket.AF_UNIX else None
+        if not self._is_unix:
+            return None
+        name: object = self.socket.getsockname()
         return self._path or (os.path.abspath(name) if isinstance(name, str) and name else None)
 
     def hand_out(self) -> socket.socket:
