@@ -102,7 +102,7 @@ def _bind_unix(path: str, mode: int | None, owner: tuple[int, int] | None) -> so
 
 
 def set_rights(path: str, mode: int | None, owner: tuple[int, int] | None) -> None:
-    """Give a path this mode and owner, if it has another. Raises OSError."""
+    """Give a path this mode and owner; None leaves them as they are. Raises OSError."""
     if owner is not None:
         os.chown(path, *owner)
     if mode is not None:

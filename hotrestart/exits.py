@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
-__all__ = ["end_now", "forget_the_parents", "run_others", "status_of"]
+__all__ = ["end_now", "flush_streams", "forget_the_parents", "run_others", "status_of"]
 
 
 def run_others(own: Callable[[], object]) -> None:
@@ -70,6 +70,15 @@ def status_of(end: SystemExit) -> int:
     return 1
 
 
+def flush_streams() -> None:
+    """Write what is buffered in standard output and standard error, as far as they are there."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            continue  # None, closed, or a terminal that is gone
+
+
 def end_now(status: int) -> NoReturn:
     """End this process as CPython would, exit handlers and all, but without going back to whoever has called.
 
@@ -83,11 +92,7 @@ def end_now(status: int) -> NoReturn:
         if join_all is not None:
             join_all()
         atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (AttributeError, OSError, ValueError):
-                continue  # None, closed, or a terminal that is gone
+        flush_streams()
     finally:
         # As CPython: what a C long cannot hold counts as -1, and the kernel takes the last byte.
         os._exit(status & 0xFF if -(2**63) <= status < 2**63 else 255)

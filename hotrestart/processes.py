@@ -246,11 +246,7 @@ def fork_worker(function: Callable[..., object], *args: object, keep: Iterable[i
     """
     from . import exits
 
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):
-            continue  # None, closed, or a terminal that is gone
+    exits.flush_streams()
     child = fork()
     if child is not None:
         return child

@@ -255,9 +255,7 @@ def _become_a_member(numbers: list[int], parent: int, nofile: int | None) -> Non
 
 
 def _end() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):
-            continue  # closed, or None: there is nothing to say
+    from . import exits
+
+    exits.flush_streams()
     os._exit(1)

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import sysconfig
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from hotrestart import testing
@@ -59,6 +61,20 @@ def open_files(pid: int) -> dict[int, str]:
         if not is_import:
             found[int(entry.name)] = target
     return found
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """The exit code of a forked child that calls `function`: 0, or 1 and a traceback."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class Program(testing.Program):

@@ -9,8 +9,7 @@ import resource
 import socket
 import struct
 import threading
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 from hotrestart import fds
 from hotrestart.errors import DescriptorError
-from tests.harness import PATIENCE
+from tests.harness import PATIENCE, in_child
 
 pytestmark = pytest.mark.core
 
@@ -68,20 +67,6 @@ def limit_on_open_files(soft: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-
-
-def in_child(function: Callable[[], None]) -> int:
-    """The exit code of a forked child that calls `function`: 0, or 1 and a traceback."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def is_open(fd: int) -> bool:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from hypothesis import strategies as st
 from hotrestart import signals
 from hotrestart.errors import HotRestartError
 from hotrestart.sleeper import Sleeper
-from tests.harness import PATIENCE, clean_environment
+from tests.harness import PATIENCE, clean_environment, in_child
 
 pytestmark = pytest.mark.core
 
@@ -49,20 +48,6 @@ def is_readable(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def in_child(function: Callable[[], None]) -> int:
-    """The exit code of a forked child that calls `function`: 0, or 1 and a traceback."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def run(code: str) -> None:

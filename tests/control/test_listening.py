@@ -9,8 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from hotrestart.control import whereabouts
 from hotrestart.control.listening import Listening
 from hotrestart.errors import AddressError
 from hotrestart.options import LONGEST_SOCKET_PATH
+from tests.harness import in_child
 
 pytestmark = pytest.mark.core
 
@@ -397,20 +397,6 @@ def test_a_link_that_a_dead_program_has_left_is_swept(runtime: Path, tmp_path: P
 # -- over an exec ------------------------------------------------------------------------------------------------------
 
 
-def in_a_child(function: Callable[[], object]) -> None:
-    """The limit on open files holds for a whole process."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
 def test_without_descriptors_it_says_so(place: str, tmp_path: Path) -> None:
     """A program that serves goes on, with the control socket that it has."""
 
@@ -426,7 +412,7 @@ def test_without_descriptors_it_says_so(place: str, tmp_path: Path) -> None:
         here.be_found()
         here.close()
 
-    in_a_child(check)
+    assert in_child(check) == 0  # the limit on open files holds for a whole process
 
 
 def test_a_folder_that_vanishes_has_nothing_to_be_swept(
