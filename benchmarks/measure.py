@@ -105,7 +105,7 @@ def installed_package(checkout: Path = CHECKOUT) -> Iterator[Path]:
     """A folder for sys.path with a compiled copy of the package, as an installation would leave it."""
     with tempfile.TemporaryDirectory(prefix="hotrestart-benchmark-") as folder:
         package = Path(folder, "hotrestart")
-        shutil.copytree(checkout / "hotrestart", package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        shutil.copytree(checkout / "hotrestart", package, ignore=shutil.ignore_patterns("*.pyc.*"))
         subprocess.run([sys.executable, "-m", "compileall", "-q", package], check=True, env=clean_environment())
         yield Path(folder)
 

@@ -91,12 +91,13 @@ def _run(given: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed sends HUP to both of us
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda _number, _frame: program.stop())
+    before = snapshot(folders, patterns)  # what changes from here on the program may not have seen
     try:
         program.start()
     except OSError as error:
         refuse(f"{argv[0]!r} cannot be started: {error.strerror}")
     try:
-        for files in _changes(folders, patterns, program, watchfiles):
+        for files in _changes(before, folders, patterns, program, watchfiles):
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
             program.renew(f"{files[0]}{more} changed")
         return program.exit_status()
@@ -191,9 +192,10 @@ def _say(text: str) -> None:
     print(f"hotrestart: {text}", file=sys.stderr)
 
 
-def _changes(folders: list[str], patterns: list[str], program: _Program, watchfiles: Any) -> Iterator[list[str]]:
+def _changes(
+    before: Snapshot, folders: list[str], patterns: list[str], program: _Program, watchfiles: Any
+) -> Iterator[list[str]]:
     """The files that have changed, each time that some have and it is calm again; until the program is over."""
-    before = snapshot(folders, patterns)
     for _ in _ticks(folders, program, watchfiles):
         now = snapshot(folders, patterns)
         files = changed(before, now)

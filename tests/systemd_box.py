@@ -21,6 +21,7 @@ import threading
 import time
 import tty
 from pathlib import Path
+from typing import Any
 
 from tests.harness import CHECKOUT, PATIENCE, Program, clean_environment
 
@@ -257,9 +258,14 @@ class Service(Program):
         return int(self.show("ExecMainStatus"))
 
     def wait_until(self, condition, what: str, timeout: float = PATIENCE):
-        """As for any program; a failure shows systemd's log too."""
+        """As for any program, but not so often: most looks are a systemctl. A failure shows systemd's log too."""
+
+        def slowly() -> Any:
+            time.sleep(0.05)
+            return condition()
+
         try:
-            return super().wait_until(condition, what, timeout)
+            return super().wait_until(slowly, what, timeout)
         except AssertionError as error:
             raise AssertionError(f"{error}\nsystemd's log:\n{self.box.log()[-4000:]}") from None
 

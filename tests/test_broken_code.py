@@ -245,17 +245,18 @@ def test_the_old_code_makes_no_pause_while_broken_code_is_looked_at(program: Pro
     program.wait_until((program.folder / "loading").exists, "the preflight")
     old.make_turns()
     assert old.refusals() == []
+    # A busy machine may hold up anybody; but who waits for the preflight would wait for as long as it is held here.
+    program.wait_until(lambda: old.longest_pause() < (time.monotonic() - began) / 2, "turns all the time")
     old.gate.touch()
     old.wait_refusal()
     old.make_turns()
-    assert old.longest_pause() < (time.monotonic() - began) / 2
     (program.folder / "slow").unlink()
     old.restart()
 
 
 @pytest.mark.parametrize("import_first", [True, False], ids=["after the import of hotrestart", "before"])
 def test_new_code_that_hangs_at_import_is_refused_in_time(program: Program, import_first: bool) -> None:
-    old = Counting(program, "(ready_timeout=2)")
+    old = Counting(program, "(ready_timeout=6)")
     program.deploy(
         f"import {'hotrestart' if import_first else 'os'}, time\nreport(loading=1)\n"
         "def wait_for_ever():\n    time.sleep(3600)\nwait_for_ever()\n"
@@ -264,7 +265,7 @@ def test_new_code_that_hangs_at_import_is_refused_in_time(program: Program, impo
     old.wait_loading(1)
     old.make_turns()
     assert old.refusals() == []
-    assert f"{REFUSED}the new code did not reach main() within 2 s" in old.wait_refusal()
+    assert f"{REFUSED}the new code did not reach main() within 6 s" in old.wait_refusal()
     if import_first:
         assert "in wait_for_ever" in program.log()
     old.assert_untouched(1)
@@ -272,14 +273,14 @@ def test_new_code_that_hangs_at_import_is_refused_in_time(program: Program, impo
 
 
 def test_new_code_that_hangs_and_cannot_be_asked_to_end_is_killed(program: Program) -> None:
-    old = Counting(program, "(ready_timeout=2)")
+    old = Counting(program, "(ready_timeout=6)")
     program.deploy(
         "import hotrestart, signal, time\nimport faulthandler\nfaulthandler.disable()\n"
         "for each in (signal.SIGABRT, signal.SIGTERM, signal.SIGINT): signal.signal(each, signal.SIG_IGN)\n"
         "while True: time.sleep(1)\n"
     )
     old.hup()
-    assert f"{REFUSED}the new code did not reach main() within 2 s" in old.wait_refusal()
+    assert f"{REFUSED}the new code did not reach main() within 6 s" in old.wait_refusal()
     old.assert_untouched(1)
     old.restart()
 
@@ -340,11 +341,16 @@ def test_an_interpreter_that_cannot_be_started_is_refused(
 # --- what the new code must not leave behind or do
 
 
+SLEEPER = f"""
+import subprocess
+command = ["sleep", "{2 * PATIENCE}"]
+report(sleeper=subprocess.Popen(command, start_new_session=True).pid)  # else it is ended with its preflight
+"""
+
+
 def test_a_grandchild_that_holds_the_pipes_does_not_hold_up_the_refusal(program: Program) -> None:
     old = Counting(program)
-    program.deploy(
-        f"{GATE}\nimport subprocess\nreport(sleeper=subprocess.Popen(['sleep', '{2 * PATIENCE}']).pid)\n1 / 0\n"
-    )
+    program.deploy(f"{GATE}\n{SLEEPER}1 / 0\n")
     try:
         assert old.try_twice().startswith("ZeroDivisionError")
         assert all(alive(each["sleeper"]) for each in program.reports() if "sleeper" in each)
@@ -355,9 +361,7 @@ def test_a_grandchild_that_holds_the_pipes_does_not_hold_up_the_refusal(program:
 
 def test_a_grandchild_that_holds_the_pipes_does_not_hold_up_the_restart(program: Program) -> None:
     Counting(program)
-    program.deploy(
-        f"import subprocess\nreport(sleeper=subprocess.Popen(['sleep', '{2 * PATIENCE}']).pid)\n{worker('better')}"
-    )
+    program.deploy(SLEEPER + worker("better"))
     try:
         program.hup()
         program.wait_report(ready=2, version="better")

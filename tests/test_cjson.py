@@ -132,7 +132,7 @@ def test_any_text_is_read_or_refused_as_json_does(text: str) -> None:
         assert repr(found) == repr(expected)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(st.lists(VALUES, min_size=1))
 def test_a_fresh_interpreter_makes_the_round_trip_without_json(values: list[Any]) -> None:
     code = """if True:

@@ -7,6 +7,7 @@ import importlib
 import re
 import socket
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -161,10 +162,10 @@ def test_a_server_of_the_readme_refuses_nobody_while_it_restarts(program: Progra
     program.wait_until(lambda: answers(path), "the socket")
     for generation in range(1, 11):
         while ask(path) < generation:
-            pass
+            time.sleep(0.002)
         program.hup()
     while ask(path) < 11:
-        pass
+        time.sleep(0.002)
     program.term()
     assert program.wait_exit() == 0
     assert "Traceback" not in program.log()

@@ -118,7 +118,11 @@ def test_an_idle_connection_holds_the_drain_up_for_no_longer_than_it_may_and_not
 
 
 @pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
-def test_an_answer_is_not_lost_to_input_that_nobody_reads(world: World, debug: bool) -> None:
+def test_an_answer_is_not_lost_to_input_that_nobody_reads(
+    world: World, debug: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draining, "_PATIENCE", PATIENCE)
+
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         while not state.should_stop:

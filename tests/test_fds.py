@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart import fds
@@ -306,7 +306,6 @@ def test_messages_back_to_back_stay_apart(pair: Pair, null: int) -> None:
         assert fds.recv_fds(pair[1]) == (b"", [])
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 300_000), st.integers(0, 520)), min_size=1, max_size=3))
 def test_messages_of_all_sizes_arrive_whole(sizes: list[tuple[int, int]]) -> None:
     left, right = socket.socketpair()

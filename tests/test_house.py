@@ -74,19 +74,18 @@ def test_every_public_name_is_documented() -> None:
     for name, tree in modules():
         if name in ("demo", "__main__"):
             continue  # nobody imports them
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith(
-                "_"
-            ):
-                overload = any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
-                inner = any(node in ast.walk(outer) and node is not outer for outer in functions(tree))
-                assert inner or overload or ast.get_docstring(node), f"{name}.{node.name} has no docstring"
+        for node in public(tree):
+            overload = any(isinstance(each, ast.Name) and each.id == "overload" for each in node.decorator_list)
+            assert overload or ast.get_docstring(node), f"{name}.{node.name} has no docstring"
 
 
-def functions(tree: ast.Module) -> list[ast.AST]:
-    private = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name.startswith("_")]
-    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
-    return [*[n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))], *private, *typing]
+def public(tree: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """What users see: nothing of a function's inside or a private class's, and nothing that is for type checkers."""
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node)
 
 
 def test_the_top_level_has_what_it_shall_have_and_nothing_else() -> None:

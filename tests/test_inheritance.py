@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart import command, inheritance
@@ -22,7 +22,6 @@ from hotrestart.inheritance import bequeath, inherited
 pytestmark = pytest.mark.core
 
 VARIABLE = command.VARIABLE
-PER_EXAMPLE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -102,7 +101,6 @@ def test_what_is_written_is_read(way: str) -> None:
         os.fstat(fd)
 
 
-@PER_EXAMPLE
 @given(st.dictionaries(st.text(), JSON))
 def test_any_document_is_read_as_it_was_written(way: str, document: dict[str, Any]) -> None:
     document = {**document, "format": inheritance.FORMAT, "pid": os.getpid()}
@@ -181,13 +179,11 @@ def test_a_variable_that_is_hard_on_int_is_ignored(value: str, caplog: pytest.Lo
     assert is_ignored({VARIABLE: value}, caplog)
 
 
-@PER_EXAMPLE
 @given(st.one_of(st.text(), st.builds("{}:{}".format, st.integers(), st.integers())))
 def test_any_text_in_the_variable_is_ignored(caplog: pytest.LogCaptureFixture, value: str) -> None:
     assert is_ignored({VARIABLE: value}, caplog)
 
 
-@PER_EXAMPLE
 @given(st.binary())
 def test_random_bytes_are_ignored(caplog: pytest.LogCaptureFixture, data: bytes) -> None:
     fd, environ = raw(data)
@@ -195,7 +191,6 @@ def test_random_bytes_are_ignored(caplog: pytest.LogCaptureFixture, data: bytes)
     os.close(fd)  # it was not ours to close
 
 
-@PER_EXAMPLE
 @given(JSON)
 def test_random_json_is_ignored(caplog: pytest.LogCaptureFixture, value: Any) -> None:
     fd, environ = raw(json.dumps(value).encode())
@@ -301,7 +296,6 @@ def next_generation() -> None:
     inheritance.adopt(state, kept)
 
 
-@PER_EXAMPLE
 @given(st.text(), JSON.filter(lambda value: value is not None))
 def test_data_comes_back_as_it_was(name: str, value: Any) -> None:
     inheritance.forget()

@@ -393,9 +393,9 @@ def refused(program: Program) -> bool:
 # --- the interpreter's checks
 
 
-def test_a_stop_under_dev_mode_ends_well(program: Program) -> None:
+def test_a_stop_under_dev_mode_ends_well(program: Program, full: bool) -> None:
     program.deploy(worker(1))
-    for attempt in range(1, 21):
+    for attempt in range(1, 21 if full else 6):
         program.start("-X", "dev", "-W", "error", "app.py")
         program.wait_report(ready=1, count=attempt)
         assert program.stop() == 0

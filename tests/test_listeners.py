@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart import binding, listeners
@@ -152,7 +152,6 @@ ANYTHING = st.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 @given(ANYTHING)
 def test_anything_at_all_is_bound_or_refused_and_nothing_is_left_open(no_names: None, path: str, address: Any) -> None:
     before = set(os.listdir("/proc/self/fd"))

@@ -14,8 +14,6 @@ from hotrestart import cjson
 from hotrestart.errors import HotRestartError, OptionError
 from hotrestart.options import Options
 
-pytestmark = pytest.mark.core
-
 MOST = 2048
 
 COUNTS = ["workers", "batch", "max_jobs", "max_rss"]

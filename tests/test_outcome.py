@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from hotrestart import cjson
 from hotrestart.outcome import Outcome
 
-pytestmark = pytest.mark.core
-
 SECONDS = st.floats(0, 1e6)
 STAGES = st.sampled_from(["load", "ready", "soak", "commit", "stop"])
 

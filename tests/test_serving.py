@@ -7,6 +7,7 @@ import gc
 import http.server
 import os
 import resource
+import select
 import shutil
 import socket
 import socketserver
@@ -99,6 +100,13 @@ class World:
             assert not thread.is_alive()
         self.listener.close()
         self.sleeper.close()
+
+
+@pytest.fixture(autouse=True)
+def patience_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads here may be held up, and goes when it has read."""
+    for module in ("draining", "keeping", "streams"):
+        monkeypatch.setattr(f"hotrestart.serving.{module}._PATIENCE", PATIENCE)
 
 
 @pytest.fixture
@@ -239,7 +247,8 @@ def test_when_descriptors_are_short_it_says_so_and_goes_on(world: World, how: st
         world.begin(lambda: asyncio.run(serving.serve_streams(greet, world.listener, world.loop)))
     with world.connect() as first:
         assert read_all(first) == b"hello"
-    time.sleep(0.1)  # until its other end is closed too
+        ended = first.getsockname()
+    soon(lambda: ended not in peers())
     client = socket.socket()
     before = set(fds.open_fds())
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(set(range(4096)) - before), limits[1]))
@@ -247,12 +256,25 @@ def test_when_descriptors_are_short_it_says_so_and_goes_on(world: World, how: st
         client.settimeout(PATIENCE)
         client.connect(world.listener.getsockname())
         soon(lambda: "accepting no connections for a moment" in caplog.text)
+        since = time.monotonic()
         time.sleep(0.2)
-        assert len(caplog.records) == 1, "it does not spin"
+        assert len(caplog.records) <= 2 + (time.monotonic() - since), "it does not spin"
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with client:
         assert read_all(client) == b"hello"
+
+
+def peers() -> set[Any]:
+    """Whom the sockets of this process are connected to."""
+    found = set()
+    for fd in fds.open_fds():
+        try:
+            with socket.socket(fileno=os.dup(fd)) as each:
+                found.add(each.getpeername())
+        except OSError:
+            continue  # no socket, or not connected
+    return found
 
 
 def test_what_is_no_open_listener_is_an_error(world: World) -> None:
@@ -440,11 +462,17 @@ class Kept(serving.KeepAlive, http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+class LongKept(Kept):
+    """For clients that ask as soon as they can, which may be late on a busy machine."""
+
+    linger = PATIENCE
+
+
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_while_draining_each_kept_connection_is_answered_once_more_with_close(world: World) -> None:
-    world.serve(Kept)
+    world.serve(LongKept)
     clients = [world.connect(GET) for _ in range(5)]
     assert all(b"Connection: keep-alive" in read_answer(client) for client in clients)
     world.end()
@@ -467,34 +495,37 @@ def test_requests_sent_ahead_are_answered_in_order(world: World) -> None:
 
 
 def test_an_idle_connection_is_closed_when_it_has_been_idle_for_linger(world: World) -> None:
-    thread = world.serve(Kept)
+    class TwoSeconds(Kept):
+        linger = 2.0
+
+    thread = world.serve(TwoSeconds)
     long_idle, fresh, late = world.connect(GET), world.connect(), world.connect()
     read_answer(long_idle)
-    time.sleep(Kept.linger + 0.1)
+    time.sleep(TwoSeconds.linger + 0.1)
+    asked = time.monotonic()
     late.sendall(b"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
     read_answer(late)
-    began = time.monotonic()
     world.end()
     assert read_all(long_idle) == read_all(fresh) == b""
-    assert time.monotonic() - began < Kept.linger / 2
+    are_closed_first = not select.select([late], [], [], 0)[0]
     assert read_all(late) == b""
+    assert time.monotonic() - asked >= TwoSeconds.linger
+    assert are_closed_first or time.monotonic() - asked > TwoSeconds.linger + 1  # the machine is busy
     thread.join(PATIENCE)
-    took = time.monotonic() - began
-    assert Kept.linger - 0.05 <= took < Kept.linger + 0.9  # and no second for clients to take an answer
 
 
 def test_a_client_that_asks_within_linger_is_answered(world: World) -> None:
-    world.serve(Kept)
+    world.serve(LongKept)
     client = world.connect(GET)
     read_answer(client)
     world.end()
-    time.sleep(Kept.linger / 2)
+    time.sleep(0.15)
     client.sendall(GET)
     assert b"Connection: close" in read_all(client)
 
 
 def test_an_interim_answer_is_not_the_last_word(world: World) -> None:
-    world.serve(Kept)
+    world.serve(LongKept)
     client = world.connect(GET)
     read_answer(client)
     world.end()
@@ -505,7 +536,7 @@ def test_an_interim_answer_is_not_the_last_word(world: World) -> None:
 
 
 def test_an_error_says_close_once(world: World) -> None:
-    world.serve(Kept)
+    world.serve(LongKept)
     client = world.connect(GET)
     read_answer(client)
     world.end()
@@ -544,7 +575,8 @@ def test_a_request_that_comes_in_pieces_is_answered(world: World) -> None:
         assert b"Connection: keep-alive" in read_answer(client)
 
 
-def test_an_unread_body_does_not_cost_the_answer(world: World) -> None:
+def test_an_unread_body_does_not_cost_the_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotrestart.serving.keeping._PATIENCE", PATIENCE)
     world.serve(Kept)
     for _ in range(10):
         client = world.connect(b"POST /close HTTP/1.1\r\nContent-Length: 3000000\r\n\r\n")
@@ -553,6 +585,7 @@ def test_an_unread_body_does_not_cost_the_answer(world: World) -> None:
         client.sendall(b"x" * 2_000_000)
         time.sleep(0.02)
         assert read_all(client).startswith(b"HTTP/1.1 200")
+        client.close()
 
 
 def test_a_mixin_on_the_wrong_side_is_refused() -> None:
@@ -614,7 +647,9 @@ def test_streams_are_served_and_closed_in_good_order(world: World) -> None:
         assert read_all(world.connect(b"you\nand what nobody reads")) == b"hello you\n"
 
 
-def test_input_that_no_handler_reads_does_not_cost_the_answer(world: World) -> None:
+def test_input_that_no_handler_reads_does_not_cost_the_answer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotrestart.serving.streams._PATIENCE", PATIENCE)
+
     async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"too much")
 
@@ -759,13 +794,16 @@ def test_kept_connections_speak_tls(world: World, contexts: tuple[ssl.SSLContext
             connection.settimeout(PATIENCE)
             return contexts[0].wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
-    thread = world.serve(Kept, Server)
+    class Handler(Kept):
+        linger = property(lambda self: PATIENCE if hasattr(self, "requestline") else 0.3)  # type: ignore[assignment]
+
+    thread = world.serve(Handler, Server)
     silent = world.connect()
     with contexts[1].wrap_socket(world.connect(), server_hostname="localhost") as client:
         client.sendall(GET * 2)
         for _ in range(2):
             assert b"Connection: keep-alive" in read_answer(client)
-        time.sleep(Kept.linger / 2)
+        time.sleep(0.15)
         world.end()
         client.sendall(GET)
         assert b"Connection: close" in read_answer(client)

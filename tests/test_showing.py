@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from hotrestart import showing
 from hotrestart.outcome import Outcome
 
-pytestmark = pytest.mark.core
-
 SECONDS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
 WORDS = st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1)
 

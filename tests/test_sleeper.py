@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart import signals
@@ -102,7 +102,6 @@ def test_a_sleep_takes_its_time_and_says_that_nobody_woke_it(sleeper: Sleeper) -
     assert time.monotonic() - started >= 0.02
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.floats(min_value=0, max_value=0.005))
 def test_a_sleep_is_never_too_short(timeout: float) -> None:
     with Sleeper() as sleeper:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart import systemd
@@ -101,7 +101,6 @@ def test_a_garbled_count_is_nothing(monkeypatch: pytest.MonkeyPatch, count: str)
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs", "Nd"]), max_size=20)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXT, TEXT, TEXT)
 def test_garbage_in_the_variables_is_nothing(monkeypatch: pytest.MonkeyPatch, pid: str, count: str, names: str) -> None:
     for name, value in zip(VARIABLES, (pid, count, names), strict=True):
@@ -197,7 +196,6 @@ ASSIGNMENT = st.builds("{}={}".format, st.sampled_from(["STATUS", "READY", "X_FR
 
 
 @linux
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ASSIGNMENT | st.text(max_size=5).map("STATUS=\ud800\\{}\nREADY=1".format), min_size=1, max_size=9))
 def test_no_text_becomes_another_assignment_or_voids_the_message(recorder: Recorder, said: list[str]) -> None:
     assert systemd.notify(*said)
@@ -210,7 +208,6 @@ def test_no_text_becomes_another_assignment_or_voids_the_message(recorder: Recor
 
 
 @linux
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 3000), st.sampled_from(["x", "\u00fc", "\u20ac", "\U0001f600"]))
 def test_a_long_message_is_cut_between_characters_at_its_end(recorder: Recorder, count: int, letter: str) -> None:
     assert systemd.notify("READY=1", f"STATUS={letter * count}")

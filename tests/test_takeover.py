@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart import command, inheritance, leash, listeners, signals, state, takeover
@@ -231,7 +231,6 @@ NO_NUMBERS = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 @given(st.sampled_from([key for key in takeover._SHAPE if key != "state"]), NO_NUMBERS)
 def test_any_part_replaced_by_anything_never_crashes_or_leaks(
     caplog: pytest.LogCaptureFixture, key: str, value: Any

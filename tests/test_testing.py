@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart.testing import Jobs, Program, Traffic
+from tests import harness
 from tests.harness import CHECKOUT, clean_environment
 
 SERVER = """
@@ -68,7 +69,7 @@ def test_a_user_s_test_of_a_server(program: Program, options: str, monkeypatch: 
     with program:
         program.deploy(SERVER.format(version=1, options=options))
         program.start().wait_ready()
-        with Traffic(ask) as traffic:
+        with Traffic(ask, pause=harness.PACE) as traffic:
             for version in range(2, 7):
                 program.deploy(SERVER.format(version=version, options=options))
                 outcome = program.restart()

@@ -212,6 +212,35 @@ def test_a_change_while_the_program_boots_is_not_lost(program: Program) -> None:
     assert program.wait_exit() == 0
 
 
+HELD_UP = """
+import os, sys, time
+from hotrestart import watching
+from hotrestart.__main__ import main
+
+def start_and_be_held_up(program, start=watching._Program.start):
+    start(program)
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+
+watching._Program.start = start_and_be_held_up
+sys.argv[1:] = ["watch", "--", sys.executable, "app.py"]
+main()
+"""
+
+
+@pytest.mark.usefixtures("noticed")
+def test_a_change_is_not_lost_if_the_watcher_is_held_up_when_it_has_just_started_the_program(program: Program) -> None:
+    program.deploy(SERVES.format(version=1, options=""))
+    program.deploy(HELD_UP, "watcher.py")
+    program.start("watcher.py")
+    program.wait_report(ready=1)
+    program.deploy(SERVES.format(version=2, options=""))
+    (program.folder / "go").touch()
+    program.wait_report(ready=2)
+    program.term()
+    assert program.wait_exit() == 0
+
+
 @pytest.mark.usefixtures("noticed")
 def test_a_program_that_dies_of_a_change_waits_for_the_next_one(program: Program) -> None:
     """It was there when the change came: nothing is to be made up for."""

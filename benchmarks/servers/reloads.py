@@ -47,7 +47,16 @@ class Plan:
     rate: float = 100.0  # requests a second of the open loop, on new connections, and as many on kept ones
 
 
-SHORT = Plan(runs=1, opened=1, closed=1, slow=(Slow(0.5, is_busy=True),), slow_runs=1, steady=0.5, broken=("raises",))
+SHORT = Plan(
+    runs=1,
+    opened=1,
+    closed=1,
+    slow=(Slow(0.5, is_busy=True),),
+    slow_runs=1,
+    steady=0.5,
+    quiet=0.3,
+    broken=("raises",),
+)
 MANY = Plan(runs=5, opened=20, closed=20, slow=(), quiet=0.3, broken=(), side_by_side=2)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Roster"]
 
-_STATUS_MAY_TAKE = 1.0  # seconds from the end of a worker until its fork server has told the status
+_STATUS_MAY_TAKE = 5.0  # seconds from the end of a worker until its fork server has told the status, or is stuck
 _BATCHES = 4  # of messages in a row: who never stops talking does not hold up the others
 _RSS_EVERY = 5.0  # seconds between two looks at the memory of workers that have a limit
 

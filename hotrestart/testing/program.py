@@ -26,7 +26,8 @@ __all__ = ["Program"]
 
 _UNWANTED = ("HOTRESTART", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC")
 _FLATTERING = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")  # they hide what a restart can get wrong
-_PAUSE = 0.005  # seconds between two looks
+_PAUSE = 0.005  # seconds between two looks, at first
+_LONGEST_PAUSE = 0.02  # once it takes long: looking takes the machine's time too
 _SHOWN = 4000  # characters of the log
 
 
@@ -154,7 +155,7 @@ class Program:
         """Wait until `condition()` is true, and return what it is. AssertionError if it is not in time, or if the
         program ends before."""
         timeout = timeout or self.patience
-        deadline = monotonic() + timeout
+        deadline, pause = monotonic() + timeout, _PAUSE
         while True:
             ended = self.process is not None and self.process.poll() is not None
             value = condition()
@@ -164,7 +165,8 @@ class Program:
                 status = self.process.returncode if self.process is not None else None
                 why = f"the program ended ({status})" if ended else f"not within {timeout:g} s"
                 raise AssertionError(f"{what}: {why}; {self.describe()}")
-            sleep(_PAUSE)
+            sleep(pause)
+            pause = min(1.05 * pause, _LONGEST_PAUSE)
 
     def wait_log(self, text: str, *, count: int = 1, timeout: float | None = None) -> str:
         """Wait until the log has `text` in it `count` times; the log."""

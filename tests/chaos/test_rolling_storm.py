@@ -6,16 +6,11 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.harness import Program
+from tests.harness import PATIENCE, Program
 
 SERVER = """
 import os, hotrestart
@@ -38,16 +33,6 @@ def main():
 
 main()
 """
-
-
-@pytest.fixture
-def busy_cores() -> Iterator[None]:
-    """Two processes that do nothing but compute."""
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
-    yield
-    for burner in burners:
-        burner.kill()
-        burner.wait()
 
 
 class Clients(threading.Thread):
@@ -102,7 +87,7 @@ def start(program: Program) -> Clients:
 def stop(program: Program) -> None:
     assert program.stop() == 0, program.log()[-3000:]
     program.process = None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while left := members_of(program.folder):
         assert time.monotonic() < deadline, f"still there: {left}"
         time.sleep(0.01)
@@ -125,9 +110,9 @@ def test_h24_a_storm_of_hups_fails_no_request_and_the_last_leads_to_the_newest_c
     clients = start(program)
     clients.start()
     dice = random.Random(os.getpid())
-    until, version = time.monotonic() + (60 if full else 10), 1
+    until, version = time.monotonic() + (60 if full else 5), 1
     try:
-        while time.monotonic() < until:
+        while (now := time.monotonic()) < until or (now < until + PATIENCE and len(set(clients.answers)) < 3):
             assert program.process is not None
             assert program.process.poll() is None, program.log()[-3000:]
             if dice.random() < 0.05:
@@ -153,7 +138,7 @@ def test_h47_a_storm_of_deaths_and_hups_leaves_a_program_that_serves(
 ) -> None:
     clients = start(program)
     dice = random.Random(os.getpid())
-    until = time.monotonic() + (60 if full else 10)
+    until = time.monotonic() + (60 if full else 5)
     while time.monotonic() < until:
         assert program.process is not None
         assert program.process.poll() is None, program.log()[-3000:]

@@ -27,8 +27,8 @@ from tests.rolling.programs import Rolling, Traffic, service
 from tests.rolling.test_idle import settle
 
 ATTACKER = Path(__file__).with_name("attacker.py")
-LONG = 100 * 2**20  # bytes
-MORE_MEMORY = 30 * 2**10  # KB that a program may grow meanwhile
+LONG = 60 * 2**20  # bytes
+MORE_MEMORY = 30 * 2**10  # KB that a program may grow meanwhile: half of a long line
 BROKEN = "raise RuntimeError('the new code is broken')"
 
 # Jobs are files, and what was done is a line.
@@ -60,7 +60,7 @@ class Attack:
 
     def __init__(self, program: Program, full: bool) -> None:
         (path,) = names_of(program.pid)
-        sizes = {"crowd": 4000 if full else 300, "endless": LONG, "odd": 1000}
+        sizes = {"crowd": 4000 if full else 300, "endless": LONG, "odd": 1000 if full else 300}
         self.rounds, self._more = dict.fromkeys(sizes, 0), 2 if full else 1
         self._attackers = {
             how: subprocess.Popen(
@@ -173,7 +173,7 @@ def test_in_place_no_job_is_lost_or_repeated(program: Program, full: bool) -> No
     before, memory = len(program.fds()), highest_memory(program.pid)
     with Jobs(put, lambda: map(int, ledger.read_text().split())) as jobs:
         with Attack(program, full) as attack:
-            restart_and_compare(program, 10 if full else 3, worker)
+            restart_and_compare(program, 10 if full else 2, worker)
             attack.wait_rounds(program)
             done = len(ledger.read_text())
             program.wait_until(lambda: len(ledger.read_text()) > done, "a job is done meanwhile")
@@ -194,7 +194,7 @@ def test_rolling_no_request_fails(rolling: Rolling, full: bool) -> None:
     before, memory = len(rolling.fds()), highest_memory(rolling.pid)
     with Traffic(rolling) as traffic:
         with Attack(rolling, full) as attack:
-            restart_and_compare(rolling, 10 if full else 3, service)
+            restart_and_compare(rolling, 10 if full else 2, service)
             attack.wait_rounds(rolling)
             answers = len(traffic.answers)
             rolling.wait_until(lambda: len(traffic.answers) > answers, "an answer meanwhile")
@@ -252,7 +252,12 @@ def assert_nobody_asks(listener: socket.socket) -> None:
 @pytest.mark.parametrize("what", ANSWERS)
 def test_what_was_read_is_not_asked_for_again(somebody: socket.socket, what: str) -> None:
     """It may have been carried out."""
-    asking = Asking(getattr(control, what), somebody.getsockname(), timeout=2, **({"by": 1} if what == "scale" else {}))
+    asking = Asking(
+        getattr(control, what),
+        somebody.getsockname(),
+        timeout=2 if what == "stop" else PATIENCE,
+        **({"by": 1} if what == "scale" else {}),
+    )
     with somebody.accept()[0] as connection:
         assert json.loads(connection.recv(1000))["request"] == what
     with pytest.raises(TimedOutError if what == "stop" else NotThereError):  # whoever stops waits for the end

@@ -85,7 +85,7 @@ def test_a_restart_is_answered_by_the_new_generation(program: Program) -> None:
     assert outcome.reason == outcome.detail == ""
     assert list(outcome.stages) == ["preflight", "drain", "load", "ready"] == [stage for stage, _ in stages]
     assert {generation for _, generation in stages} == {2}
-    assert abs(outcome.seconds - sum(outcome.stages.values())) < 0.1
+    assert 0.5 * outcome.seconds < sum(outcome.stages.values()) < outcome.seconds + 1e-6
     assert program.wait_report(ready=2)["version"] == 2
 
 
@@ -308,7 +308,7 @@ def test_a_refusal_is_not_told_to_who_has_asked_later(program: Program) -> None:
     assert program.wait_report(ready=2)["version"] == 2
 
 
-def test_fifty_who_ask_at_any_moment_are_all_told_the_truth(program: Program) -> None:
+def test_fifty_who_ask_at_any_moment_are_all_told_the_truth(program: Program, full: bool) -> None:
     """Whoever is told "ok" is served by a generation that has begun to load after the request."""
     source = "import time\nLOADS = time.monotonic()\n" + worker(1).replace(
         "report(ready=hotrestart.state.generation", "report(loads=LOADS, ready=hotrestart.state.generation"
@@ -324,10 +324,11 @@ def test_fifty_who_ask_at_any_moment_are_all_told_the_truth(program: Program) ->
             told.append((asked, restart(program.pid)))
 
     askings = [Asking(ask_again_and_again, seed) for seed in range(50)]
-    program.wait_until(lambda: len(program.reports()) > 20, "20 restarts", 2 * PATIENCE)
+    program.wait_until(lambda: len(program.reports()) > (20 if full else 8), "many restarts", 2 * PATIENCE)
     ends.set()
     for each in askings:
         each.result()
+    program.wait_report(ready=max(outcome.generation for _, outcome in told))
     loads = {int(str(each["ready"])): float(str(each["loads"])) for each in program.reports() if "loads" in each}
     assert len(told) >= 50
     for asked, outcome in told:
@@ -560,12 +561,12 @@ def test_nobody_there_no_thread(program: Program) -> None:
     program.wait_until(lambda: threads_of(program.pid) == 1, "no thread")
 
 
-def test_a_hundred_restarts_leave_nothing(program: Program) -> None:
+def test_many_restarts_leave_nothing(program: Program, full: bool) -> None:
     launch(program, worker(1))
     assert restart(program.pid).ok
     program.wait_until(lambda: threads_of(program.pid) == 1, "no thread")
     before = len(program.fds())
-    for _ in range(100):
+    for _ in range(100 if full else 25):
         assert restart(program.pid).ok
     program.wait_until(lambda: threads_of(program.pid) == 1, "no thread")
     program.wait_until(lambda: len(program.fds()) == before, "no descriptor is left")
@@ -651,7 +652,7 @@ def test_two_programs_cannot_be_controlled_at_the_same_path(program: Program, tm
     assert wait_heard(program, path)["pid"] == program.pid
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(3))
 def test_of_programs_that_start_together_one_is_controlled_there(tmp_path: Path, number: int) -> None:
     path = str(tmp_path / f"{number}.sock")
     with socket.socket(socket.AF_UNIX) as stale:
@@ -702,7 +703,7 @@ while hotrestart.state.reason != "restart" and not os.path.exists("end"):
 def test_hundreds_of_clients_under_a_busy_main_thread(program: Program, full: bool) -> None:
     launch(program, holding(1, job="sum(range(100))"))
     before = len(program.fds())
-    for _ in range(2000 if full else 400):
+    for _ in range(2000 if full else 200):
         with Visitor(program.pid) as visitor:
             assert visitor.ask("status").line()["status"]["state"] == "serving"  # type: ignore[index]
     program.wait_until(lambda: threads_of(program.pid) == 1, "no thread")
@@ -710,14 +711,14 @@ def test_hundreds_of_clients_under_a_busy_main_thread(program: Program, full: bo
     assert restart(program.pid).ok
 
 
-def test_a_storm(program: Program) -> None:
+def test_a_storm(program: Program, full: bool) -> None:
     """Whatever comes, in whatever order: the program serves, and the last request leads to the newest code."""
     launch(program, worker(1))
     chance = random.Random(7)
     silent: list[Visitor] = []
     askings: list[Asking] = []
     version = 1
-    ends = time.monotonic() + 8
+    ends = time.monotonic() + (8 if full else 4)
     while time.monotonic() < ends:
         what = chance.choice(["hup", "restart", "status", "garbage", "silent", "broken", "good", "gone", "pause"])
         if what == "hup":

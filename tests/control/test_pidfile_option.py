@@ -117,7 +117,7 @@ def test_a_stale_one_is_replaced(kind: Kind) -> None:
     assert kind.pidfile.read_text() == f"{program.pid}\n"
     if isinstance(program, Rolling):
         program.wait_gone()
-    program.report_file.unlink()
+    program.forget_reports()
     kind.start()
     assert kind.pidfile.read_text() == f"{program.pid}\n"
 

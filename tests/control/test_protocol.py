@@ -12,8 +12,6 @@ from hypothesis import strategies as some
 
 from hotrestart.control import protocol
 
-pytestmark = pytest.mark.core
-
 json_values = some.recursive(
     some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
     lambda inner: some.lists(inner, max_size=5) | some.dictionaries(some.text(max_size=10), inner, max_size=5),

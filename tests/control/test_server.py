@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from hotrestart.control import connection, protocol
@@ -67,12 +67,12 @@ class World:
         self.listener.listen(4096)
         self.program = FakeProgram()
         self.selector = selectors.DefaultSelector()
-        self.ahead = 0.0
+        self.ahead, self._began = 0.0, time.monotonic()
         self.server = Server(self.listener.fileno(), self.program, self.selector)
         self.visitors: list[socket.socket] = []
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
+        return self._began + self.ahead
 
     def turn(self, timeout: float = 0.0) -> int:
         ready = self.selector.select(timeout)
@@ -690,7 +690,6 @@ steps = some.one_of(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 @given(some.lists(steps, max_size=40))
 def test_whatever_several_do(world: World, happens: list[tuple[str, int, bytes]]) -> None:
     """Nothing raises; who is gone is gone; who has asked is not forgotten."""

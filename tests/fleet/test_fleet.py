@@ -75,9 +75,13 @@ class Fleet:
     def reports(self) -> dict[str, list[dict[str, object]]]:
         return {name: host.reports() for name, host in self.hosts.items()}
 
-    def versions(self) -> list[object]:
-        """What each host has come to run."""
-        return [host.reports(takes=True)[-1]["version"] for host in self.hosts.values()]
+    def wait_versions(self, expected: list[object]) -> None:
+        """Until each host has reported that it runs this; it may be said to serve a moment before."""
+
+        def are_there() -> bool:
+            return [host.reports(takes=True)[-1]["version"] for host in self.hosts.values()] == expected
+
+        next(iter(self.hosts.values())).wait_until(are_there, f"versions {expected}")
 
     def stop(self) -> None:
         """Stop all of them; every job that was taken has been done, once."""
@@ -178,7 +182,7 @@ def test_a_loop_around_restart_has_one_at_a_time(fleet: Fleet) -> None:
     ran = loop(fleet)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.count("generation 2 serves") == 3
-    assert fleet.versions() == [2, 2, 2]
+    fleet.wait_versions([2, 2, 2])
     fleet.assert_serves_on()
     assert availability.fewest(fleet.reports()) == 2
     fleet.stop()
@@ -197,7 +201,7 @@ def test_a_loop_stops_at_the_first_host_whose_code_is_broken(fleet: Fleet) -> No
 
 def assert_stopped_at_the_second(fleet: Fleet) -> None:
     """One has new code, two goes on with the old, nobody has asked three; no moment with fewer than two."""
-    assert fleet.versions() == [2, 1, 1]
+    fleet.wait_versions([2, 1, 1])
     three = fleet.hosts["three"]
     ran = subprocess.run(
         [sys.executable, "-m", "hotrestart", "status", "--json", str(three.pid)],
@@ -251,7 +255,7 @@ def test_a_play_has_one_at_a_time(fleet: Fleet) -> None:
     ran = play(fleet)
     assert ran.returncode == 0, ran
     assert recap(ran) == {"one": (1, 0), "two": (1, 0), "three": (1, 0)}
-    assert fleet.versions() == [2, 2, 2]
+    fleet.wait_versions([2, 2, 2])
     fleet.assert_serves_on()
     assert availability.fewest(fleet.reports()) == 2
     fleet.stop()

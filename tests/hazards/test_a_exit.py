@@ -524,7 +524,7 @@ main()
     program.deploy(source)
     program.start()
     program.wait_report(ready=1)
-    patience = "open('started', 'w').close()\nwait_for('go', 5)\nreport(preflight='over')\nimport missing_module\n"
+    patience = "open('started', 'w').close()\nwait_for('go')\nreport(preflight='over')\nimport missing_module\n"
     program.deploy(WAIT_FOR + patience)
     program.hup()
     program.wait_report(reaped=True)

@@ -6,11 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 from tests.hazards import TRAPS, WITHOUT_A_TEST
-
-pytestmark = pytest.mark.core
 
 HERE = Path(__file__).resolve().parent
 

@@ -22,14 +22,14 @@ HUP, INT, TERM = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
 
 
 @pytest.mark.parametrize("preflight", [False, True], ids=["", "with preflight"])
-def test_h12_a_hup_in_the_boot_window_is_kept(program: Program, preflight: bool) -> None:
+def test_h12_a_hup_in_the_boot_window_is_kept(program: Program, preflight: bool, full: bool) -> None:
     def version(number: int) -> str:
         return "import logging, decimal\n" + worker(version=number, options=f"(preflight={preflight})")
 
     program.deploy(version(0))
     program.start()
     program.wait_report(ready=1)
-    for number in range(1, 25):
+    for number in range(1, 25, 1 if full else 3):
         program.hup()
         time.sleep(number * (0.002 if not preflight else 0.006))  # not a wait: the moment of the second one
         program.deploy(version(number))
@@ -117,14 +117,14 @@ def test_h13_a_signal_that_a_generation_blocked_is_not_blocked_in_the_next(progr
 
 
 @pytest.mark.parametrize("preflight", [False, True], ids=["", "with preflight"])
-def test_h14_term_at_any_moment_around_the_exec_ends_the_program(tmp_path: Path, preflight: bool) -> None:
-    rounds, chance = 40 if preflight else 160, random.Random(14)
+def test_h14_term_at_any_moment_around_the_exec_ends_the_program(tmp_path: Path, preflight: bool, full: bool) -> None:
+    rounds, span = (40 if full else 12, 0.1) if preflight else (160 if full else 40, 0.04)
     for number in range(rounds):
         with Program(tmp_path / str(number)) as program:
             program.deploy(worker(options=f"(preflight={preflight})"))
             program.start()
             program.wait_report(ready=1)
-            delay = chance.uniform(0, 0.04 if not preflight else 0.1)
+            delay = span * (number + random.random()) / rounds  # all over the span, and elsewhere the next time
             program.hup()
             time.sleep(delay)  # not a wait: the moment of the TERM
             program.term()
@@ -180,13 +180,13 @@ def test_h12_a_hup_at_the_last_moment_before_the_exec_leads_to_the_newest_code(p
     program.wait_report(version=3)
 
 
-def test_h14_term_at_the_same_moment_as_hup_is_a_stop(tmp_path: Path) -> None:
-    for number in range(30):
+def test_h14_term_at_the_same_moment_as_hup_is_a_stop(tmp_path: Path, full: bool) -> None:
+    for number in range(30 if full else 10):
         with Program(tmp_path / str(number)) as program:
             program.deploy(worker(options="(preflight=False)"))
             program.start()
             program.wait_report(ready=1)
-            for each in (HUP, TERM) if number % 2 else (TERM, HUP):
+            for each in (signal.SIGSTOP, *((HUP, TERM) if number % 2 else (TERM, HUP)), signal.SIGCONT):
                 os.kill(program.pid, each)
             assert program.wait_exit() in (0, -TERM)
             assert not program.reports(ready=2)
@@ -574,7 +574,7 @@ def test_h22_an_int_ignored_for_a_background_job_stays_ignored(program: Program)
     script = '"$0" app.py & echo $! > pid; wait'
     program.start_command(["sh", "-c", script, sys.executable])
     program.wait_report(ready=1)
-    pid = int((program.folder / "pid").read_text())
+    pid = int(program.wait_until((program.folder / "pid").read_text, "its pid"))
     try:
         for generation in (1, 2):
             program.wait_report(ready=generation)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import CHECKOUT, Program, open_files, worker
+from tests.harness import Program, copy_library, open_files, worker
 from tests.hazards.sources import is_running, is_zombie, mask
 
 pytestmark = pytest.mark.core
@@ -224,9 +224,7 @@ def that_has_slept(source: str) -> str:
 
 
 def a_library_of_its_own(program: Program) -> Path:
-    library = program.folder / "site" / "hotrestart"
-    shutil.copytree(CHECKOUT / "hotrestart", library, ignore=shutil.ignore_patterns("__pycache__"))
-    return library
+    return copy_library(program.folder / "site")
 
 
 def test_h35_with_the_library_gone_for_a_moment_the_old_code_hears_the_next_request(program: Program) -> None:
@@ -243,7 +241,7 @@ def test_h35_with_the_library_gone_for_a_moment_the_old_code_hears_the_next_requ
     shutil.rmtree(library)
     away.rename(library)
     program.hup()
-    program.wait_report(ready=2, timeout=10)
+    program.wait_report(ready=2)
 
 
 def test_h35_with_the_library_gone_and_no_preflight_the_exec_needs_nothing_of_it(program: Program) -> None:

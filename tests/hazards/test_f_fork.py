@@ -67,7 +67,7 @@ class Slow(logging.Handler):
         if record.levelno >= logging.ERROR:
             with stream:
                 begun.set()
-                time.sleep(0.5)
+                time.sleep(0.2)
 logging.getLogger().addHandler(Slow())
 @hotrestart.restartable
 def main():
@@ -199,12 +199,12 @@ def test_h46_a_stopped_child_is_ended(ignores: bool) -> None:
 
 
 def test_h46_a_preflight_that_stops_itself_is_ended_with_its_time(program: Program) -> None:
-    program.deploy(worker(options="(ready_timeout=0.5)"))
+    program.deploy(worker(options="(ready_timeout=4)"))
     program.start()
     program.wait_report(ready=1)
     program.deploy("import os, signal\nreport(preflight=os.getpid())\nos.kill(os.getpid(), signal.SIGSTOP)\n")
     program.hup()
-    program.wait_log("restart refused, the old code goes on: the new code did not reach main() within 0.5 s")
+    program.wait_log("restart refused, the old code goes on: the new code did not reach main() within 4 s")
     assert not is_running(int(program.reports()[-1]["preflight"]))  # type: ignore[call-overload]
     assert program.stop() == 0
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from hotrestart import errors, fds, inheritance, processes
+from tests import harness
 from tests.harness import Program, clean_environment, worker
 from tests.hazards.sources import WAIT_FOR, go, is_running
 from tests.rolling.programs import Rolling, answer_on, service
@@ -73,7 +74,7 @@ class Clients:
         self._threads = [threading.Thread(target=self._run) for _ in range(count)]
 
     def _run(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(harness.PACE):
             try:
                 self.answers.append(ask(self._address))
             except OSError as error:
@@ -620,6 +621,7 @@ def test_h57_what_was_accepted_and_not_yet_read_is_answered_by_who_has_accepted_
     program: Program, options: str, main: str
 ) -> None:
     """Some ask before the program is asked to end, some afterwards; some send more than the program ever reads."""
+    patient = "from hotrestart.serving import keeping, streams\nkeeping._PATIENCE = streams._PATIENCE = 60.0\n"
     much = b"x" * 8_000_000  # more than buffers take
     requests = [b"GET / HTTP/1.1\r\n\r\n", b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(much), much)]
     errors: list[str] = []
@@ -631,7 +633,7 @@ def test_h57_what_was_accepted_and_not_yet_read_is_answered_by_who_has_accepted_
             errors.append(repr(error))
 
     unread = program.folder / "do not read"
-    program.deploy(answering(1, options, main))
+    program.deploy(patient + answering(1, options, main))
     program.start()
     program.wait_until(lambda: any("address" in each for each in program.reports()), "an address")
     unread.touch()

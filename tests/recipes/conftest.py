@@ -55,7 +55,7 @@ def running(
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **more)
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + 5 * PATIENCE  # RabbitMQ computes for some seconds, and others compute too
         while not is_up():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from hotrestart.testing import Traffic
+from tests import harness
 from tests.harness import PATIENCE, Program
 from tests.recipes import figures
 
@@ -90,8 +91,8 @@ class Client:
 
 
 class Load:
-    """Clients in threads, each of which asks again as soon as it has its answer; `kept` ones on kept connections, some
-    of them after a pause."""
+    """Clients in threads, each of which asks again soon after it has its answer; `kept` ones on kept connections, some
+    of them after a longer pause."""
 
     def __init__(self, port: int, *, new: int = 3, kept: int = 3, pausing: int = 2) -> None:
         self.port = port
@@ -99,7 +100,8 @@ class Load:
         self.failures: list[str] = []
         self.retries: list[str] = []
         self._stop = threading.Event()
-        kinds = [(False, 0.0)] * new + [(True, 0.0)] * kept + [(True, 0.3)] * pausing
+        pace = 2 * harness.PACE  # at most: it is random
+        kinds = [(False, pace)] * new + [(True, pace)] * kept + [(True, 0.3)] * pausing
         self._threads = [threading.Thread(target=self._run, args=kind, daemon=True) for kind in kinds]
 
     def wait_for(self, program: Program, version: int, *, alone: bool = False) -> None:
@@ -150,21 +152,24 @@ class Load:
             if client is not None and not client.is_kept:
                 client.close()
                 client = None
-            if pause:
-                self._stop.wait(random.uniform(0, pause))
+            self._stop.wait(random.uniform(0, pause))
         if client is not None:
             client.close()
 
 
 def deploy(program: Program, app: str, version: int, kind: str, *, loads: float = 0) -> None:
     """Write this version of the app, which takes `loads` seconds to be imported."""
-    source = next(path for folder in FOLDERS if (path := folder / f"{app}.py").exists()).read_text()
+    source = source_of(app)
     assert "VERSION = 0\n" in source
     assert "(workers=2)" in source
     source = source.replace(
         "VERSION = 0\n", f"VERSION = {version}\n" + f"import time; time.sleep({loads})\n" * bool(loads)
     )
     program.deploy(source.replace("(workers=2)", KINDS[kind]))
+
+
+def source_of(app: str) -> str:
+    return next(path for folder in FOLDERS if (path := folder / f"{app}.py").exists()).read_text()
 
 
 def start(program: Program, app: str, port: int, kind: str) -> None:
@@ -224,7 +229,7 @@ def restart_under_traffic(
     """For what is not HTTP: `ask(number)` sends a request, and returns the version that has answered."""
     deploy(program, app, 1, kind)
     program.start("app.py", f"127.0.0.1:{port}").wait_ready()
-    with Traffic(ask, clients=CLIENTS) as traffic:
+    with Traffic(ask, clients=CLIENTS, pause=harness.PACE) as traffic:
         traffic.wait_for(1)
         for version in range(2, restarts + 2):
             deploy(program, app, version, kind)

@@ -25,7 +25,7 @@ def app(request: pytest.FixtureRequest) -> str:
 @pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
-    reload_and_account(program, port, app, kind, 50 if full else 6)
+    reload_and_account(program, port, app, kind, 50 if full else 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

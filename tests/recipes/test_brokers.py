@@ -185,7 +185,7 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path):
 @pytest.mark.figures
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_job_is_lost_or_repeated(rolling: Rolling, queue: Queue, kind: str, full: bool) -> None:
-    restart_and_account(rolling, queue, kind, 100 if full else 5)
+    restart_and_account(rolling, queue, kind, 100 if full else 4)
 
 
 def test_a_job_in_a_transaction_survives_kill_9(rolling: Rolling, tmp_path: Path) -> None:

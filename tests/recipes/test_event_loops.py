@@ -164,13 +164,13 @@ def wait_version(program: Rolling, kind: str, version: int) -> None:
 def test_restarts_under_load(program: Rolling, library: str, kind: str) -> None:
     begin(program, library, kind)
     with Traffic(program) as traffic:
-        for version in range(2, 6):
+        for version in range(2, 4):
             program.deploy(source(library, kind, version))
             program.hup()
             wait_version(program, kind, version)
             program.wait_until(lambda: str(version) in traffic.versions(), "an answer of the new code")  # noqa: B023
     assert program.stop() == 0
-    assert traffic.versions() == {"1", "2", "3", "4", "5"}
+    assert traffic.versions() == {"1", "2", "3"}
     for word in ("Traceback", "RuntimeWarning", "Error"):
         assert word not in program.log()
     pids = [(each["pid"], each["version"]) for each in program.reports(ready=True)]

@@ -55,4 +55,4 @@ class Clients:
 def test_no_call_fails(program: Program, port: int, kind: str, full: bool) -> None:
     need("grpc")
     with closing(Clients(port)) as clients:
-        restart_under_traffic(program, port, "grpc_server", kind, clients.ask, 50 if full else 6)
+        restart_under_traffic(program, port, "grpc_server", kind, clients.ask, 50 if full else 4)

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.harness import PATIENCE, Program
+from tests.recipes import load
 from tests.recipes.load import KINDS, Client, Load, deploy, reload, reload_and_account, start
 
 
@@ -17,7 +18,7 @@ from tests.recipes.load import KINDS, Client, Load, deploy, reload, reload_and_a
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
     keeps = app in ("http_threads", "streams")
     often = app == "http_threads" and kind == "workers"
-    reloads = 100 if full else 8 if often else 3
+    reloads = 100 if full else 6 if often else 3
     clients = {} if keeps else {"new": 5, "kept": 0, "pausing": 0}
     reload_and_account(program, port, app, kind, reloads, **clients)
 
@@ -25,13 +26,14 @@ def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, 
 def test_the_longest_silence_with_and_without_reloads(program: Program, port: int, full: bool) -> None:
     """Measured, for `pytest -s`; asserted is only that the clients did not notice."""
     start(program, "http_threads", port, "workers")
+    runs, reloads = (5, 10) if full else (1, 3)
     with Load(port) as load:
         silences: list[float] = []
         first = 2
-        for run in range(5 if full else 1):
+        for run in range(runs):
             began = time.monotonic()
-            reload(program, load, "http_threads", "workers", range(first, first + 10))
-            first, until = first + 10, time.monotonic()
+            reload(program, load, "http_threads", "workers", range(first, first + reloads))
+            first, until = first + reloads, time.monotonic()
             silences.append(load.longest_silence(began, until))
             time.sleep(until - began)
             silences.append(load.longest_silence(until, time.monotonic()))
@@ -44,24 +46,25 @@ def test_the_longest_silence_with_and_without_reloads(program: Program, port: in
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_slow_import_changes_nothing_for_the_clients(program: Program, port: int, kind: str, full: bool) -> None:
     """A busy machine may be silent for a moment in any of the reloads; what an import holds up it holds up in each."""
-    loads, versions = 8.0 if full else 2.0, range(2, 5 if full else 4)
+    loads, versions = 8.0 if full else 2.0, range(2, 8)
     start(program, "http_threads", port, kind)
     with Load(port) as load:
         load.wait_for(program, 1, alone=True)
         began = time.monotonic()
         time.sleep(loads)
         steady = load.longest_silence(began, time.monotonic())
+        # In place: one boot of the program, in which clients wait in the queue; and not the preflight's.
+        least, most = (0.0, loads / 10 + 2 * steady) if kind == "workers" else (loads, 2 * loads)
         silences: list[float] = []
         for version in versions:
             began = time.monotonic()
             reload(program, load, "http_threads", kind, range(version, version + 1), loads=loads)
             silences.append(load.longest_silence(began, time.monotonic()))
+            if silences[-1] < most:
+                break
     print(f"import takes {loads} s, {kind}: longest silences {silences}, without reloads {steady}")
-    load.check(versions[-1])
-    if kind == "workers":
-        assert min(silences) < loads / 10 + 2 * steady
-    else:  # one boot of the program, in which clients wait in the queue; and not the preflight's
-        assert loads < min(silences) < 2 * loads
+    load.check(version)
+    assert least < min(silences) < most
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +104,13 @@ def test_what_is_in_flight_is_finished(program: Program, port: int, app: str, ki
         assert list(bodies.values()).count(b"1" * round(stream / 0.05)) == 2, bodies
 
 
-def test_an_answer_is_not_lost_to_a_body_that_nobody_reads(program: Program, port: int) -> None:
+def test_an_answer_is_not_lost_to_a_body_that_nobody_reads(
+    program: Program, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients have a second to take it, and here as long as a busy machine may hold them up."""
+    patient = "from hotrestart.serving import keeping\nkeeping._PATIENCE = 60.0\n"
+    source = load.source_of("http_threads").replace("VERSION = 0\n", "VERSION = 0\n" + patient)
+    monkeypatch.setattr(load, "source_of", lambda _: source)
     start(program, "http_threads", port, "workers")
     stop = threading.Event()
     answers: list[bytes] = []
@@ -122,15 +131,15 @@ def test_an_answer_is_not_lost_to_a_body_that_nobody_reads(program: Program, por
     for thread in threads:
         thread.start()
     try:
-        with Load(port, new=1, kept=1, pausing=0) as load:
-            reload(program, load, "http_threads", "workers", range(2, 5))
+        with Load(port, new=1, kept=1, pausing=0) as others:
+            reload(program, others, "http_threads", "workers", range(2, 5))
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert errors == []
     assert answers
-    load.check(4)
+    others.check(4)
 
 
 def test_idle_connections_hold_a_drain_up_for_no_longer_than_they_may(program: Program, port: int) -> None:

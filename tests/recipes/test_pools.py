@@ -65,7 +65,7 @@ def check(program: Rolling, kind: str, app: str, reloads: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("app", ["pool_threads", "own_subprocess"])
 def test_jobs_in_hand_are_finished(rolling: Rolling, app: str, kind: str, full: bool) -> None:
-    reloads = 50 if full else 6
+    reloads = 50 if full else 4
     reload(rolling, app, kind, reloads)
     check(rolling, kind, app, reloads)
 
@@ -75,7 +75,7 @@ def test_jobs_in_hand_are_finished(rolling: Rolling, app: str, kind: str, full: 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("app", ["pool_processes", "own_process"])
 def test_jobs_in_other_processes_are_finished(rolling: Rolling, app: str, method: str, kind: str, full: bool) -> None:
-    reloads = 50 if full else 6 if method == "fork" else 3
+    reloads = 50 if full else 4 if method == "fork" else 2
     reload(rolling, app, kind, reloads, method)
     check(rolling, kind, f"{app} by {method}", reloads)
 
@@ -138,7 +138,7 @@ def hurry(program: Rolling, start: str, kind: str, *more: str) -> None:
     """Start version 1, which begins jobs; when it has, restart with version 2, which does not."""
     program.deploy(LEDGER, "ledger.py")
     for version, line in ((1, start), (2, "pass")):
-        source = FORGETFUL.replace("START", line).replace("OPTIONS", ", ".join([OPTIONS[kind], *more]))
+        source = FORGETFUL.replace("START", line).replace("OPTIONS", ", ".join([OPTIONS[kind], *more * (version == 1)]))
         program.deploy(source.replace("VERSION", str(version)))
         if version == 1:
             program.start()

@@ -349,7 +349,7 @@ def test_a_reload_that_is_told_is_seen(box: Box, folder: Path) -> None:
 
 def test_a_start_that_asks_for_more_time_gets_it(box: Box, folder: Path) -> None:
     said = 'assert systemd.extend_timeout(1000)\ntime.sleep(5)\nsystemd.notify("READY=1")'
-    with Service(box, folder, NOTIFY, more="TimeoutStartSec=3") as service:
+    with Service(box, folder, NOTIFY, more="TimeoutStartSec=4500ms") as service:
         service.deploy(bare(said))
         service.systemctl("start")
         assert service.show("ActiveState") == "active"

@@ -51,4 +51,4 @@ def udp_port() -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_datagram_is_answered_once(program: Program, udp_port: int, kind: str, full: bool) -> None:
     with closing(Clients(udp_port)) as clients:
-        restart_under_traffic(program, udp_port, "udp_echo", kind, clients.ask, 50 if full else 6)
+        restart_under_traffic(program, udp_port, "udp_echo", kind, clients.ask, 50 if full else 4)

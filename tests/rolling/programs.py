@@ -141,11 +141,12 @@ class Rolling(Program):
         """Every process of the program that runs, whoever its parent is by now: they all have our $REPORT."""
         mark = f"REPORT={self.report_file}\0".encode()
         found = set()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
+        for name in os.listdir("/proc"):
+            if name.isdigit():
                 try:
-                    if mark in (entry / "environ").read_bytes() + b"\0":
-                        found.add(int(entry.name))
+                    with open(f"/proc/{name}/environ", "rb") as file:
+                        if mark in file.read() + b"\0":
+                            found.add(int(name))
                 except OSError:
                     continue  # ended just now, or not ours
         return found

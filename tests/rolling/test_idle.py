@@ -61,11 +61,16 @@ def settle(program: Rolling, size: int) -> set[int]:
 
 
 def assert_nobody_wakes_up(program: Rolling, size: int = 4) -> None:
-    pids = settle(program, size)
-    assert program.pid in pids
-    before = {pid: wake_ups(pid) for pid in pids}
-    time.sleep(IDLE)
-    assert {pid: wake_ups(pid) for pid in program.members()} == before
+    """But for what is still to be done after the last restart, some seconds later, once."""
+
+    def sleep() -> bool:
+        pids = settle(program, size)
+        assert program.pid in pids
+        before = {pid: wake_ups(pid) for pid in pids}
+        time.sleep(IDLE)
+        return {pid: wake_ups(pid) for pid in program.members()} == before
+
+    assert any(sleep() for _ in range(3))
 
 
 @pytest.mark.parametrize("options", ["workers=2", "workers=2, soak=0.1, batch=1, grace=3, max_jobs=1000, max_age=1000"])
@@ -97,12 +102,12 @@ def test_it_goes_back_to_sleep_after_what_has_gone_wrong(program: Rolling) -> No
 def test_who_looks_after_hung_workers_wakes_up_no_more_often_than_it_has_to(program: Rolling) -> None:
     """The beat costs the worker nothing, so it is the supervisor that looks: once in `timeout` seconds."""
     program.launch(service(options="workers=2, timeout=1"))
-    time.sleep(1)
-    others = program.members() - {program.pid}
-    before, mine = {pid: wake_ups(pid) for pid in others}, wake_ups(program.pid)
+    others = settle(program, 4) - {program.pid}
+    before, mine, since = {pid: wake_ups(pid) for pid in others}, wake_ups(program.pid), time.monotonic()
     time.sleep(IDLE)
     assert {pid: wake_ups(pid) for pid in others} == before
-    assert wake_ups(program.pid) - mine <= 2 * IDLE + 2  # both workers, each at its own time
+    most = 2 * (time.monotonic() - since) + 2  # both workers, each at its own time
+    assert wake_ups(program.pid) - mine <= most
     program.ask()
 
 

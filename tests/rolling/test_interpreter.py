@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import CHECKOUT, PATIENCE
+from tests.harness import CHECKOUT, PATIENCE, copy_library
 from tests.recipes.conftest import held_port
 from tests.recipes.load import Load
 from tests.rolling.programs import Rolling, Traffic, answer_on, described, is_running, service
@@ -112,8 +112,7 @@ class Libraries:
 
     def copy(self, name: str, **constants: object) -> None:
         """Another copy, with this version, and with other values of constants in its files."""
-        package = self.program.folder / name / "hotrestart"
-        shutil.copytree(CHECKOUT / "hotrestart", package, ignore=shutil.ignore_patterns("__pycache__"))
+        package = copy_library(self.program.folder / name)
         edit(package / "__init__.py", r"__version__ = .*", f'__version__ = "{name}"')
         bare = package / "rolling/bare.py"
         bare.write_text(bare.read_text() + MARK)
@@ -303,7 +302,7 @@ def test_after_an_exec_that_failed_the_next_generation_is_followed(program: Roll
         program.wait_log("the supervisor stays what it is")
     switch(python, str(virtualenvs.files["new"]))
     program.reload(service(3), expect=3)
-    virtualenvs.wait_moved("new", timeout=10)
+    virtualenvs.wait_moved("new")
 
 
 @pytest.mark.parametrize("how", ["is not there", "does not load", "ends the process"])
@@ -453,7 +452,7 @@ def test_a_hup_in_the_midst_of_the_move_is_not_lost(program: Rolling, libraries:
     libraries.launch()
     number = 1
     with Traffic(program):
-        for _ in range(60 if full else 12):
+        for _ in range(60 if full else 5):
             begin_to_move(program, libraries, number + 1)
             number += 2
             program.deploy(service(number))
@@ -466,7 +465,7 @@ def test_a_hup_in_the_midst_of_the_move_is_not_lost(program: Rolling, libraries:
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_an_end_asked_for_in_the_midst_of_the_move_comes(tmp_path: Path, number: str, full: bool) -> None:
-    for turn in range(20 if full else 3):
+    for turn in range(20 if full else 2):
         with Rolling(tmp_path / f"program-{turn}") as program:
             libraries = Libraries(program)
             libraries.launch()
@@ -485,7 +484,7 @@ def test_what_workers_ask_for_in_the_midst_of_the_move_is_not_lost(
 ) -> None:
     libraries.launch()
     number = 1
-    for turn in range(30 if full else 6):
+    for turn in range(30 if full else 4):
         begin_to_move(program, libraries, number + 1)
         number += 1
         program.wait_workers(2, version=number)
@@ -534,7 +533,7 @@ def test_a_child_that_ends_in_the_midst_of_the_move_is_reaped(program: Rolling, 
     os.kill(child, signal.SIGKILL)
     program.wait_until(lambda: not is_running(child), "it is dead")
     (program.folder / "wait").unlink()
-    program.wait_until(lambda: not Path(f"/proc/{child}").exists(), "it is reaped", timeout=10)
+    program.wait_until(lambda: not Path(f"/proc/{child}").exists(), "it is reaped")
 
 
 def parent_of(pid: int) -> str:
@@ -586,7 +585,7 @@ def sockets_of(pid: int) -> set[str]:
 def test_beats_go_along(program: Rolling, libraries: Libraries) -> None:
     """A worker that hangs from before the move on, and one that hangs after it, are noticed; one that sleeps is not."""
     options = "workers=3, timeout=3, grace=3"
-    libraries.launch(options=options)
+    libraries.launch(options="workers=3, timeout=600, grace=600")  # what is told to this one comes when it comes
     with program.connect("hold gate") as connection:
         program.wait_report(job="hold gate")
         libraries.flip()
@@ -666,6 +665,7 @@ def test_numbers_go_on_after_the_move_also_over_those_that_were_refused(program:
     program.wait_log("generation 5 failed at stage load")
     libraries.flip()
     program.reload(service(6), expect=6)
+    program.wait_workers(2, version=6)
     assert program.evaluate("state.generation") == "6"
     libraries.wait_moved(3)
 

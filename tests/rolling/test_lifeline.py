@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hotrestart.errors import LifelineError
@@ -141,7 +141,6 @@ MESSAGE = st.sampled_from(sorted(MESSAGES)).flatmap(
 # --- what is sent arrives
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(MESSAGE, st.booleans(), st.booleans()), max_size=30))
 def test_every_message_arrives_in_order_with_its_descriptors(
     steps: list[tuple[tuple[str, dict[str, Any], int], bool, bool]],
@@ -159,7 +158,6 @@ def test_every_message_arrives_in_order_with_its_descriptors(
         assert not has_ended(other)
 
 
-@settings(deadline=None)
 @given(st.lists(MESSAGE, min_size=1, max_size=8), st.data())
 def test_however_the_stream_is_cut_the_messages_are_the_same(
     messages: list[tuple[str, dict[str, Any], int]], data: st.DataObject
@@ -735,7 +733,6 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_message_with_a_field_of_another_type_is_refused(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(sorted(name for name, shape in MESSAGES.items() if shape)))
@@ -748,7 +745,6 @@ def test_a_message_with_a_field_of_another_type_is_refused(data: st.DataObject) 
     assert field in is_refused(frame({"type": kind, **fields, field: value}))
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=10), st.integers(0, 8))
 def test_random_bytes_are_messages_or_refused_and_leak_nothing(chunks: list[bytes], count: int) -> None:
     before = open_descriptors()
@@ -765,7 +761,6 @@ def test_random_bytes_are_messages_or_refused_and_leak_nothing(chunks: list[byte
     assert open_descriptors() == before
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300).filter(lambda text: not text.startswith(b'{"type"')))
 def test_random_bytes_in_a_frame_are_refused(text: bytes) -> None:
     is_refused(frame(text))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hotrestart import listeners, systemd
@@ -324,7 +324,6 @@ def test_a_refusal_is_not_remembered(listening: Listening, ask: Any) -> None:
     assert listening.asked == {}
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30).filter(lambda text: "\0" not in text))
 @example("udp:")
 @example("\udcff:80")

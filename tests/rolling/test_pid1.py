@@ -42,7 +42,7 @@ class Container(Rolling):
 
     @property
     def pid(self) -> int:
-        return next(iter(children_of(super().pid)), 0)
+        return children_of(super().pid)[0]
 
     def members(self) -> set[int]:
         """`unshare` itself is none."""

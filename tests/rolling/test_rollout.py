@@ -16,8 +16,6 @@ from hotrestart.options import Options
 from hotrestart.rolling.worker import _with_jitter
 from tests.rolling.world import Body, World
 
-pytestmark = pytest.mark.core
-
 
 def running(workers: int = 2, **options: Any) -> World:
     """A program whose first generation serves."""

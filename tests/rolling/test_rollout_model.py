@@ -194,9 +194,8 @@ def test_every_promise_is_kept_in_every_history(full: bool) -> None:
     run_state_machine_as_test(
         Histories,
         settings=settings(
-            max_examples=30_000 if full else 300,
+            max_examples=30_000 if full else 150,
             stateful_step_count=50,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )

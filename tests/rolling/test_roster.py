@@ -20,7 +20,7 @@ import pytest
 from hotrestart import fds, processes
 from hotrestart.options import Options
 from hotrestart.processes import STATUS_UNKNOWN, Child, spawn
-from hotrestart.rolling import hearing, privileges
+from hotrestart.rolling import hearing, privileges, roster
 from hotrestart.rolling.beats import PLACES, Beats
 from hotrestart.rolling.generation import ABORTED, DRAINING, KILLED, READY, STARTING, Process
 from hotrestart.rolling.home import Home
@@ -482,13 +482,14 @@ def test_exited_after_the_pidfd(house: House) -> None:
     child.kill()
     house.until(lambda: worker.ended_at is not None)
     assert house.ended() == {}
-    assert house.roster.deadline(time.monotonic()) <= time.monotonic() + 1.0
+    assert house.roster.deadline(time.monotonic()) <= time.monotonic() + roster._STATUS_MAY_TAKE
     told.send("exited", worker=worker.process.id, status=-9, reason="")
     house.until(house.ended)
     assert house.ended() == {worker.process.id: "a worker was killed by signal 9"}
 
 
-def test_a_status_that_nobody_tells_is_not_waited_for_long(house: House) -> None:
+def test_a_status_that_nobody_tells_is_not_waited_for_long(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster, "_STATUS_MAY_TAKE", 0.5)
     _, told = house.server()
     worker, child, _ = house.worker(told)
     child.kill()
@@ -589,8 +590,7 @@ def test_a_fork_server_s_death_takes_the_unforked_and_the_ended_with_it(house: H
     house.until(lambda: dead.ended_at is not None)
     assert server.child is not None
     server.child.send_signal(signal.SIGKILL)
-    house.until(house.ended)
-    house.turn()
+    house.until(lambda: len(house.ended()) == 3)
     assert house.ended() == {
         server.process.id: "the new code was killed by signal 9 before it called main()",
         dead.process.id: "a worker is gone",

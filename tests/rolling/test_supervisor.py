@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import hotrestart
-from tests.harness import CHECKOUT, PATIENCE, clean_environment
+from hotrestart import control
+from tests.harness import CHECKOUT, PATIENCE, clean_environment, copy_library
 from tests.rolling.programs import Rolling, Traffic, answer_on, children_of, is_running, service
 
 
@@ -205,13 +206,12 @@ def test_a_hup_in_the_first_boot_is_kept(program: Rolling) -> None:
     program.wait_log("generation 2 serves")
 
 
-@pytest.mark.parametrize("delay", range(12))
-def test_a_hup_at_any_moment_of_the_first_boot_is_kept(program: Rolling, delay: int) -> None:
+def test_a_hup_at_any_moment_of_the_first_boot_is_kept(program: Rolling, moment: float) -> None:
     """From the call of main() on: through the fork of the first fork server and the exec into the supervisor."""
     program.deploy(service())
     program.start()
     program.wait_until(lambda: takes_hups(program.pid), "main() is entered")
-    threading_event_wait(delay * 0.003)
+    threading_event_wait(moment * 0.035)
     program.hup()
     program.wait_log("generation 2 serves")
 
@@ -270,21 +270,20 @@ def test_a_changed_number_of_workers_takes_effect(program: Rolling) -> None:
 def test_with_batch_workers_are_replaced_one_at_a_time(program: Rolling) -> None:
     options = "workers=3, batch=1"
     program.launch(service(1, options), ready=3)
-    most, least = 0, 9
-    counts = []
+    seen = []
     with Traffic(program):
         program.deploy(service(2, options))
         program.hup()
 
         def has_restarted() -> bool:
-            counts.append(len(program.workers()))
+            workers = control.status(program.pid, timeout=PATIENCE)["workers"]
+            seen.append((len(workers), sum(each["state"] == "ready" for each in workers)))
             return "generation 2 serves" in program.log()
 
         program.wait_until(has_restarted, "generation 2 serves")
         program.wait_workers(3, version=2)
-    most, least = max(counts), min(counts)
-    assert most <= 4
-    assert least >= 3
+    assert max(there for there, _ in seen) <= 4
+    assert min(ready for _, ready in seen) >= 3
     ready = [each["pid"] for each in program.reports(ready=True, version=2)]
     drained = [each["pid"] for each in program.reports(version=1) if "drained" in each]
     assert len(ready) == len(drained) == 3
@@ -307,10 +306,11 @@ def test_soak_keeps_the_old_until_it_has_passed(program: Rolling) -> None:
     program.launch(service())
     old = program.wait_workers(2)
     program.deploy(service(2, "workers=2, soak=1.0"))
+    began = time.monotonic()
     program.hup()
     program.wait_report(ready=True, version=2, count=2)
-    assert not program.reports(drained="stop")
-    assert all(is_running(pid) for pid in old)
+    are_kept = all(is_running(pid) for pid in old) and not program.reports(drained="stop")
+    assert are_kept or time.monotonic() - began > 1.0  # we have been held up ourselves
     log = program.wait_log("generation 2 serves")
     soaked = float(log.split("generation 2 serves")[1].split("soak ")[1].split()[0])
     assert soaked >= 1.0
@@ -347,7 +347,7 @@ def test_a_stop_that_comes_right_before_a_process_becomes_a_worker_is_heard(prog
 
 
 def test_a_fork_server_that_does_not_fork_is_replaced(program: Rolling) -> None:
-    program.launch(service(1, "workers=2, ready_timeout=2"))
+    program.launch(service(1, "workers=2, ready_timeout=5"))
     (server,) = program.servers()
     victim, other = program.wait_workers(2)
     os.kill(server, signal.SIGSTOP)
@@ -437,9 +437,9 @@ def test_a_standard_error_that_nobody_reads_holds_nothing_up(program: Rolling, r
             except BlockingIOError:
                 os.set_blocking(write_end, True)
         with Traffic(program):
-            program.deploy("import missing_module")
+            program.deploy("report(tried=True)\nimport missing_module")
             program.hup()
-            program.wait_until(lambda: len(program.servers()) == 2, "it is tried")
+            program.wait_report(tried=True)
             program.wait_until(lambda: len(program.servers()) == 1, "it is thrown away")
             program.deploy(service(3))
             program.hup()
@@ -480,7 +480,7 @@ def on_a_copy(program: Rolling, source: str) -> str:
     """The source, with another installation of hotrestart."""
     other = program.folder / "other"
     if not other.exists():
-        shutil.copytree(CHECKOUT / "hotrestart", other / "hotrestart", ignore=shutil.ignore_patterns("__pycache__"))
+        copy_library(other)
     return f"import sys; sys.path.insert(0, {str(other)!r})\n{source}"
 
 
@@ -519,7 +519,7 @@ def test_the_supervisor_moves_to_the_library_of_the_new_code_and_nothing_is_lost
 def test_moving_leaks_no_descriptor(program: Rolling) -> None:
     program.launch(service())
     counts = []
-    for generation in range(2, 12):
+    for generation in range(2, 8):
         there = generation % 2 == 0
         program.reload(on_a_copy(program, service(generation)) if there else service(generation), expect=generation)
         wanted = str(program.folder / "other") if there else str(CHECKOUT)
@@ -528,16 +528,15 @@ def test_moving_leaks_no_descriptor(program: Rolling) -> None:
         program.wait_until(lambda: len(program.members()) == 4, "the old generation ends")
         counts.append(len(program.fds()))
     # One more: the pipe of what a generation prints, if it has not been closed yet.
-    program.wait_until(lambda: len(program.fds()) <= min(counts[:5]) + 1, "as many descriptors as at first")
+    program.wait_until(lambda: len(program.fds()) <= min(counts[:3]) + 1, "as many descriptors as at first")
 
 
-@pytest.mark.parametrize("delay", range(8))
 @pytest.mark.parametrize("end", ["HUP", "TERM"])
-def test_no_signal_is_lost_while_the_supervisor_moves(program: Rolling, end: str, delay: int) -> None:
+def test_no_signal_is_lost_while_the_supervisor_moves(program: Rolling, end: str, moment: float) -> None:
     program.launch(service())
     program.reload(on_a_copy(program, service(2)), expect=2)
     if end == "TERM":
-        threading_event_wait(delay * 0.004)
+        threading_event_wait(moment * 0.03)
         program.term()
         assert program.wait_exit() == 0
         program.wait_gone()
@@ -545,7 +544,7 @@ def test_no_signal_is_lost_while_the_supervisor_moves(program: Rolling, end: str
     program.deploy(service(3))
     for _ in range(10):
         program.hup()
-        threading_event_wait(delay * 0.001)
+        threading_event_wait(moment * 0.008)
     program.wait_workers(2, version=3)
     last = [each["generation"] for each in program.reports(imported=True)]
     assert max(map(str, last)) >= "3"
@@ -559,7 +558,10 @@ def test_as_pid_1_it_restarts_reaps_strangers_and_ends(program: Rolling) -> None
     if shutil.which("unshare") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("unshare is not allowed here")
     program.deploy(service())
-    program.start_command([*unshare, program.python, "app.py"])
+    (program.folder / "runtime").mkdir(mode=0o700)  # programs out here would seem dead to it
+    program.start_command(
+        [*unshare, program.python, "app.py"], env={"XDG_RUNTIME_DIR": str(program.folder / "runtime")}
+    )
     program.wait_report(ready=True, count=2)
     supervisor = program.children()[0]
     orphan = "os.system('sh -c \"sleep 0.2 & exit 0\"')"
@@ -681,7 +683,7 @@ def test_sockets_from_the_service_manager_reach_every_generation(program: Rollin
 # -- embedded in a host --------------------------------------------------------------------------------------------
 
 HOST = """
-import asyncio, multiprocessing, os, selectors, signal, subprocess, sys, time
+import asyncio, multiprocessing, os, selectors, signal, socket, subprocess, sys, time
 import hotrestart
 
 def seven():
@@ -700,6 +702,9 @@ def as_it_is():
 def main():
     signal.signal(signal.SIGTERM, lambda *_: stop())
     signal.signal(signal.SIGHUP, lambda *_: (due.append("children"), supervisor.restart(told)))
+    woken, wakes = socket.socketpair()
+    wakes.setblocking(False)
+    signal.set_wakeup_fd(wakes.fileno())
     before = as_it_is()
     supervisor = hotrestart.Supervisor([sys.executable, "app.py"])
     def stop():
@@ -709,9 +714,12 @@ def main():
         due.append("children")
     mine = selectors.DefaultSelector()
     mine.register(supervisor, selectors.EVENT_READ)
+    mine.register(woken, selectors.EVENT_READ)
     codes, children, due = set(), [], ["children"] * 3
     while supervisor.exit_status is None:
-        mine.select(min(supervisor.timeout(), 3600))  # nothing but the supervisor's word ends it
+        for key, _ in mine.select(min(supervisor.timeout(), 3600)):  # nothing but its word, and a signal, ends it
+            if key.fileobj is woken:
+                woken.recv(100)
         supervisor.step()
         if due:  # also in the midst of a restart
             due.pop()
@@ -798,7 +806,7 @@ except OSError as error:
 # -- nothing leaks, and idleness costs nothing ------------------------------------------------------------------------
 
 
-def test_thirty_restarts_leave_no_descriptor_and_no_process_behind(program: Rolling) -> None:
+def test_many_restarts_leave_no_descriptor_and_no_process_behind(program: Rolling, full: bool) -> None:
     program.launch(service())
     counts = "len(os.listdir('/proc/self/fd'))"
 
@@ -811,9 +819,10 @@ def test_thirty_restarts_leave_no_descriptor_and_no_process_behind(program: Roll
     for generation in range(2, 5):
         program.reload(service(generation), expect=generation)
     early = at_rest()
-    for generation in range(5, 32):
+    last = 31 if full else 14
+    for generation in range(5, last + 1):
         program.reload(service(generation), expect=generation)
-    assert program.wait_workers(2, version=31)
+    assert program.wait_workers(2, version=last)
     program.wait_until(lambda: at_rest() == early, "as many descriptors as at first")
     assert len(program.members()) == 4
 
@@ -830,7 +839,7 @@ def test_an_idle_program_does_not_wake_up(program: Rolling) -> None:
         threading_event_wait(2.0)
         return [voluntary_switches(pid) for pid in everybody] == before
 
-    program.wait_until(asleep_for_two_seconds, "nobody wakes up for two seconds", timeout=15)
+    program.wait_until(asleep_for_two_seconds, "nobody wakes up for two seconds")
 
 
 def test_only_the_supervisor_wakes_up_for_a_timeout_and_no_more_often_than_that(program: Rolling) -> None:
@@ -845,7 +854,7 @@ def test_only_the_supervisor_wakes_up_for_a_timeout_and_no_more_often_than_that(
         slept = [voluntary_switches(pid) for pid in members] == theirs
         return slept and woken <= 2 * (time.monotonic() - began) / 0.5
 
-    program.wait_until(is_calm, "a wake-up or two for each timeout and worker", timeout=15)
+    program.wait_until(is_calm, "a wake-up or two for each timeout and worker")
 
 
 def test_the_workers_of_a_generation_have_no_descriptor_of_each_other(program: Rolling) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hotrestart import control
 from tests.asking import begin
 from tests.harness import PATIENCE, clean_environment
 from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
@@ -363,7 +364,7 @@ def test_a_worker_that_hangs_is_dumped_and_replaced_while_the_others_serve(progr
     program.launch(service(options="workers=2, timeout=2.0", top=top))
     with program.connect("exec endless_job()"):
         hung = int(str(program.wait_report(job="exec endless_job()")["pid"]))
-        with Traffic(program) as traffic:
+        with Traffic(program, forgiven=2) as traffic:  # a busy machine may hold up the other for 2 s, too
             program.wait_until(lambda: not is_running(hung), "the hung one is gone")
             program.wait_workers(2, without={hung})
         assert traffic.answers
@@ -442,15 +443,17 @@ def test_the_time_after_the_loop_is_not_counted(program: Rolling) -> None:
 
 
 def most_and_least(program: Rolling, condition: object, what: str) -> tuple[int, int]:
-    """How many workers there were at most and at least until the condition came true."""
-    counts = []
+    """How many workers there were at most, and how many served at least, until the condition came true."""
+    counts, serving = [], []
 
     def look() -> object:
-        counts.append(len(program.workers()))
+        workers = control.status(program.pid, timeout=PATIENCE)["workers"]
+        counts.append(len(workers))
+        serving.append(sum(worker["state"] == "ready" for worker in workers))
         return condition()  # type: ignore[operator]
 
     program.wait_until(look, what)
-    return max(counts), min(counts)
+    return max(counts), min(serving)
 
 
 def test_a_worker_that_has_done_its_jobs_is_replaced_and_nobody_notices(program: Rolling) -> None:
@@ -458,7 +461,9 @@ def test_a_worker_that_has_done_its_jobs_is_replaced_and_nobody_notices(program:
     first = program.wait_workers(2)
     with Traffic(program) as traffic:
         most, least = most_and_least(
-            program, lambda: len(program.reports(drained="stop")) >= 4, "four workers are replaced"
+            program,
+            lambda: len(program.reports(drained="stop")) >= 4 and not first & set(program.workers()),
+            "four workers are replaced",
         )
     assert most <= 4  # one that comes and one that drains, beside the two
     assert least >= 2
@@ -495,7 +500,7 @@ def test_a_worker_that_has_grown_too_big_is_replaced(program: Rolling) -> None:
 
 def test_workers_are_recycled_as_many_at_a_time_as_batch_says(program: Rolling) -> None:
     """All are due at the same moment; a job in hand keeps the first that drains."""
-    program.launch(service(options="workers=3, max_age=1.0, jitter=0.0"), ready=3)
+    program.launch(service(options="workers=3, max_age=5.0, jitter=0.0"), ready=3)
     first = program.wait_workers(3)
     connections = [program.connect("hold gate")]
     holder = program.wait_report(job="hold gate")["pid"]
