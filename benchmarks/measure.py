@@ -13,6 +13,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -100,6 +101,13 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _UNWANTED}
 
 
+def heed_signals() -> None:
+    """What nohup, or the background of a shell, has us ignore, programs under measurement would ignore as well."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
 @contextmanager
 def installed_package(checkout: Path = CHECKOUT) -> Iterator[Path]:
     """A folder for sys.path with a compiled copy of the package, as an installation would leave it."""
@@ -132,6 +140,7 @@ def command_line(script: str, measure: Callable[[int], list[Comparison | Table]]
     arguments = parser.parse_args()
     if arguments.runs < 1:
         parser.error("--runs is 1 or more")
+    heed_signals()
     name = Path(script).stem
     results = []
     for python in arguments.pythons:

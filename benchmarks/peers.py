@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import random
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from measure import CHECKOUT, RESULTS, clean_environment, facts, installed_package, markdown
+from measure import CHECKOUT, RESULTS, clean_environment, facts, heed_signals, installed_package, markdown
 from servers import broken, plots, reloads, tables
 from servers.peers import OURS, PEERS, SHORT, Peer
 
@@ -124,9 +123,7 @@ def _measure_and_write(arguments: argparse.Namespace) -> None:
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (min(most, 65536), most)
     )  # a silent server gets 200 connections a second
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-        if signal.getsignal(number) == signal.SIG_IGN:  # by nohup or a shell: programs of ours would ignore it too
-            signal.signal(number, lambda *_: None)
+    heed_signals()
     plan = reloads.MANY if arguments.many else reloads.SHORT if arguments.short else reloads.Plan()
     plan = plan if arguments.runs is None else replace(plan, runs=arguments.runs)
     chosen = [peer for peer in PEERS if _is_wanted(peer, arguments)]

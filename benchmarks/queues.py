@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import FLOOR, RESULTS, Comparison, Table, facts, installed_package, markdown, ratio
+from measure import FLOOR, RESULTS, Comparison, Table, facts, heed_signals, installed_package, markdown, ratio
 from workers.broker import redis_server
 from workers.environment import environment
 from workers.sides import FLOORS, HAND_FLOOR, HUEY, IN_PLACE, IN_PLACE_BARE, IN_PLACE_HAND, OURS, PEERS, ROLLING, Side
@@ -247,6 +247,7 @@ def main() -> None:
     if arguments.short:
         sides = [side for side in sides if side.client == "by_hand"]
     plan = SHORT if arguments.short else WHOLE
+    heed_signals()
     report = Report(sides)
     with tempfile.TemporaryDirectory() as scratch, installed_package() as package, redis_server(Path(scratch)) as port:
         python = Path(sys.executable)
