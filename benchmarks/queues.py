@@ -130,7 +130,8 @@ def results(report: Report) -> list[Comparison | Table]:
         ("HUP to first job by the new code", "to_first_job"),
         ("longest time without a job around a restart (one is put in each 20 ms)", "without_a_job"),
     ):
-        samples = {side.name: [1e3 * each for each in getattr(report.restarts[side.name], attribute)] for side in order}
+        found = {side.name: getattr(report.restarts[side.name], attribute) for side in order}
+        samples = {name: [1e3 * each for each in seconds] for name, seconds in found.items() if seconds}
         if floor in samples:
             samples = {FLOOR: samples.pop(floor), **samples}
             tables.append(Comparison(what, "ms", samples))

@@ -16,7 +16,10 @@ from .harness import CHECKOUT, PATIENCE, clean_environment
 
 sys.path.insert(0, str(CHECKOUT / "benchmarks"))
 
+import queues
+from measure import markdown
 from workers import broker, subject
+from workers.tries import Restarts
 
 BENCHMARKS = CHECKOUT / "benchmarks"
 
@@ -52,6 +55,15 @@ def test_the_short_form_loses_nothing_and_writes_its_figures(tmp_path: Path) -> 
     assert [value for name, value in ours.items() if "TERM" in name] == ["finishes, exit 0 (1 of 1)"]
     assert {row[2] for row in targets["rows"] if "1.10" not in row[0]} == {"reached"}
     assert str(tmp_path) not in json.dumps(document)
+
+
+def test_a_peer_that_dies_in_its_first_restart_is_in_the_tables_as_far_as_it_came() -> None:
+    whole, dead = Restarts([0.1, 0.2], [0.1, 0.2], [0.1, 0.2], jobs=9), Restarts([0.3], boots=[0.3])
+    report = queues.Report([*queues.FLOORS, *queues.PEERS[:1]])
+    report.restarts.update({side.name: whole for side in queues.FLOORS}, **{queues.PEERS[0].name: dead})
+    report.reasons[queues.PEERS[0].name] = "it died"
+    text = markdown("queues", [{"python": "3", "results": [each.as_json() for each in queues.results(report)]}])
+    assert text.count(f"| {queues.PEERS[0].name} |") == 4  # one time of two, counts, what they mean, the reason
 
 
 def test_a_database_that_is_used_again_is_empty(tmp_path: Path) -> None:
