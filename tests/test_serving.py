@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import http.server
 import os
@@ -12,6 +13,7 @@ import shutil
 import socket
 import socketserver
 import ssl
+import stat
 import subprocess
 import threading
 import time
@@ -100,13 +102,6 @@ class World:
             assert not thread.is_alive()
         self.listener.close()
         self.sleeper.close()
-
-
-@pytest.fixture(autouse=True)
-def patience_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who reads here may be held up, and goes when it has read."""
-    for module in ("draining", "keeping", "streams"):
-        monkeypatch.setattr(f"hotrestart.serving.{module}._PATIENCE", PATIENCE)
 
 
 @pytest.fixture
@@ -269,11 +264,10 @@ def peers() -> set[Any]:
     """Whom the sockets of this process are connected to."""
     found = set()
     for fd in fds.open_fds():
-        try:
-            with socket.socket(fileno=os.dup(fd)) as each:
-                found.add(each.getpeername())
-        except OSError:
-            continue  # no socket, or not connected
+        with contextlib.suppress(OSError):  # it has been closed meanwhile, or is not connected
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as each:
+                    found.add(each.getpeername())
     return found
 
 
