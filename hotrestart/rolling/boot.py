@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Boot"]
 
 _LAST_OF_A_BOOT = 0.5  # seconds in which one that works may come to its end; to interrupt it is the ruder way
-
+_TURNS = 5  # in which it is given to an event loop: a busy machine may take a loop's time, but not all its turns
 
 _STARTS = {
     ("concurrent.futures.process", "submit"),
@@ -44,6 +44,7 @@ class Boot:
         self.coroutine: Any = None
         self.task: Any = None
         self._is_resumed = False
+        self._turns = 0  # that the event loop still has
         self._end_worker = end_worker
         self._deadline: float | None = None
         self._end: SystemExit | None = None
@@ -82,15 +83,19 @@ class Boot:
         if self.coroutine is None or self.coroutine.cr_running:
             raise self._cut()
         task, self.task = self.task, None
-        if task is None:
-            end, self._is_resumed = self._cut(), True
-            try:
-                self.coroutine.throw(end)
-            finally:
-                self._end_worker(end)
-        self._deadline = monotonic() + _LAST_OF_A_BOOT
-        self._remind_in(_LAST_OF_A_BOOT)
-        task.get_loop().call_soon_threadsafe(self._cancel, task)
+        if task is not None:
+            self._turns = _TURNS
+            task.get_loop().call_soon_threadsafe(self._cancel, task)
+        if self._turns:
+            self._turns -= 1
+            self._deadline = monotonic() + _LAST_OF_A_BOOT / _TURNS
+            self._remind_in(_LAST_OF_A_BOOT / _TURNS)
+            return
+        end, self._is_resumed = self._cut(), True
+        try:
+            self.coroutine.throw(end)
+        finally:
+            self._end_worker(end)
 
     def _cancel(self, task: Any) -> None:
         if self.is_on:

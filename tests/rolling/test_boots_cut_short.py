@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hotrestart.rolling import boot
 from tests.conftest import need
 from tests.rolling.programs import Rolling, is_running, service
 
@@ -140,6 +143,28 @@ def test_a_stop_ends_a_boot_that_hangs_and_it_tidies_up(program: Rolling, how: s
     assert program.wait_exit() == 0
     program.wait_gone()
     check_tidy(program)
+
+
+def test_an_event_loop_has_several_turns_before_its_coroutine_is_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By reminders that come one after the other: a machine that is busy for long holds up those, too."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    now, reminders, thrown, cancelled, ended = [0.0], list[float](), list[object](), list[object](), list[object]()
+    monkeypatch.setattr(boot, "monotonic", lambda: now[0])
+    cut = boot.Boot(ended.append)  # type: ignore[arg-type]
+    monkeypatch.setattr(cut, "_remind_in", reminders.append)
+    loop = SimpleNamespace(call_soon_threadsafe=lambda *call: cancelled.append(call))
+    cut.coroutine = SimpleNamespace(cr_running=False, throw=thrown.append)
+    cut.task = SimpleNamespace(get_loop=lambda: loop)
+    with cut:
+        cut.ask()
+        for turn in range(1, 6):
+            now[0] += 3600
+            cut.ask()
+            assert (len(cancelled), len(reminders), thrown) == (1, turn + 1, [])
+        now[0] += 3600
+        cut.ask()
+    assert len(thrown) == len(ended) == 1
+    assert sum(reminders[1:]) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("how", ["in Python", "awaiting"])

@@ -251,7 +251,7 @@ if os.path.exists("new"):
     print("that was all", file=sys.stderr)
     sys.exit(7)
 notify(b"READY=1"){WAITS}"""
-    run.tells(source, "--notify", "--soak", "60")
+    run.tells(source, "--notify", "--soak", "5")
     old = run.wait_count(1)
     (run.folder / "new").touch()
     run.hup()
