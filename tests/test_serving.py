@@ -242,8 +242,8 @@ def test_when_descriptors_are_short_it_says_so_and_goes_on(world: World, how: st
         world.begin(lambda: asyncio.run(serving.serve_streams(greet, world.listener, world.loop)))
     with world.connect() as first:
         assert read_all(first) == b"hello"
-        ended = first.getsockname()
-    soon(lambda: ended not in peers())
+        other_end = connected_to(first.getsockname())
+    soon(lambda: not other_end & inodes().items())
     client = socket.socket()
     before = set(fds.open_fds())
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(set(range(4096)) - before), limits[1]))
@@ -260,14 +260,24 @@ def test_when_descriptors_are_short_it_says_so_and_goes_on(world: World, how: st
         assert read_all(client) == b"hello"
 
 
-def peers() -> set[Any]:
-    """Whom the sockets of this process are connected to."""
-    found = set()
+def inodes() -> dict[int, int]:
+    """Of the sockets of this process, by descriptor."""
+    found = {}
     for fd in fds.open_fds():
-        with contextlib.suppress(OSError):  # it has been closed meanwhile, or is not connected
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                with socket.socket(fileno=os.dup(fd)) as each:
-                    found.add(each.getpeername())
+        with contextlib.suppress(OSError):  # it has been closed meanwhile
+            status = os.fstat(fd)
+            if stat.S_ISSOCK(status.st_mode):
+                found[fd] = status.st_ino
+    return found
+
+
+def connected_to(peer: Any) -> set[tuple[int, int]]:
+    """The sockets of this process at the other end of `peer`: descriptors and inodes."""
+    found = set()
+    for fd, inode in inodes().items():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as each:
+            if each.getpeername() == peer:
+                found.add((fd, inode))
     return found
 
 
