@@ -29,7 +29,7 @@ one machine on one day; run `python benchmarks/run.py` for yours.
 
 
 # What is aimed at: benchmark, beginning of the comparison's name, side, the most of the floor, and what costs more.
-_OWN_IMPORTS = "its own modules take 2 to 4 ms to load, which is much of so short a boot: see restart_path"
+_OWN_IMPORTS = "its own modules, the control socket's too, take 6 to 20 ms of so short a boot: see restart_path"
 _SLEEPER = "5 to 7 us of bytecode around the system calls, on both sides of one lock (the GIL): threads, forks, signals"
 _LIFELINE = "the new generation reports over its lifeline and is told to fork, and the worker that it serves"
 _FIRST_CALL = "a process's first call also finds out, by the clock, whether the system closes a range at once"
