@@ -33,7 +33,7 @@ from workers.tries import Restarts, good_restarts, hup_then_term, second_hups, s
 
 AIM = 1.10
 PREFLIGHT = "the preflight boots the program once before anything is stopped; the old code works on meanwhile"
-OWN_MODULES = "its own modules, the control socket's too, take 6 to 20 ms of so short a boot: see restart_path in README.md"
+OWN_MODULES = "its own modules, the control socket's too, take 6 to 20 ms of so short a boot: see restart_path"
 NOISE = "the interval holds the aim: this run cannot tell"
 
 
