@@ -29,9 +29,7 @@ from processes import children, family, free_port, rollup
 WORKERS = 4
 RELOADS = int(os.environ.get("BENCHMARK_RELOADS", "10"))
 HEAP = int(os.environ.get("BENCHMARK_HEAP", "100"))  # MB
-REQUESTS = int(
-    os.environ.get("BENCHMARK_REQUESTS", "200")
-)  # before each measurement: what is written to when a worker works is not shared any more
+REQUESTS = int(os.environ.get("BENCHMARK_REQUESTS", "200"))  # before each measurement: work unshares what it writes to
 PATIENCE = 120.0  # seconds until a program that does not answer is given up
 
 OURS = {"ours": "batch=None", "ours, batch=1": "batch=1", "ours, preload=False, batch=1": "preload=False, batch=1"}

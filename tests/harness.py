@@ -95,10 +95,11 @@ def tried_three_times(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def in_child(function: Callable[[], object]) -> int:
-    """The exit code of a forked child that calls `function`: 0, or 1 and a traceback."""
+    """The exit code of a forked child that calls `function`: 0, or 1 and a traceback; -SIGALRM if it hangs."""
     pid = os.fork()
     if pid == 0:
         try:
+            signal.alarm(int(PATIENCE))
             function()
             os._exit(0)
         except BaseException:

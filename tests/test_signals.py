@@ -16,7 +16,7 @@ from hotrestart import signals, state
 from hotrestart.errors import WrongThreadError
 from hotrestart.signals import handling
 from hotrestart.sleeper import Sleeper
-from tests.harness import PATIENCE, clean_environment
+from tests.harness import PATIENCE, clean_environment, in_child
 
 pytestmark = pytest.mark.core
 
@@ -61,18 +61,6 @@ def set_handler() -> Iterator[Callable[[int, Any], Any]]:
     yield set_it
     for number, handler in found.items():
         signal.signal(number, handler)
-
-
-def in_child(function: Callable[[], None]) -> int:
-    """The exit code of a forked child that calls `function`: 0, or 1 if it raises."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def run(code: str, *arguments: str, expected: int = 0) -> str:

@@ -165,6 +165,15 @@ def watch(*folders, **options):
 """
 
 
+def assert_a_change_is_noticed_later(program: Program) -> None:
+    """One that comes while the watcher waits for a file "go"."""
+    program.deploy(SERVES.format(version=2, options=""))
+    (program.folder / "go").touch()
+    program.wait_report(ready=2)
+    program.term()
+    assert program.wait_exit() == 0
+
+
 def test_what_changes_before_watchfiles_has_begun_is_noticed(program: Program) -> None:
     """Of its own it tells only of what comes later."""
     program.deploy(SLOW, "watchfiles.py")
@@ -172,11 +181,7 @@ def test_what_changes_before_watchfiles_has_begun_is_noticed(program: Program) -
     program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
     program.wait_until((program.folder / "begins").exists, "it begins")
     program.wait_report(ready=1)
-    program.deploy(SERVES.format(version=2, options=""))
-    (program.folder / "go").touch()
-    program.wait_report(ready=2)
-    program.term()
-    assert program.wait_exit() == 0
+    assert_a_change_is_noticed_later(program)
 
 
 @pytest.mark.usefixtures("noticed")
@@ -234,11 +239,7 @@ def test_a_change_is_not_lost_if_the_watcher_is_held_up_when_it_has_just_started
     program.deploy(HELD_UP, "watcher.py")
     program.start("watcher.py")
     program.wait_report(ready=1)
-    program.deploy(SERVES.format(version=2, options=""))
-    (program.folder / "go").touch()
-    program.wait_report(ready=2)
-    program.term()
-    assert program.wait_exit() == 0
+    assert_a_change_is_noticed_later(program)
 
 
 @pytest.mark.usefixtures("noticed")

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import selectors
-import signal
 import socket
 import tempfile
 import time
@@ -24,7 +23,7 @@ from hotrestart.control import server as module
 from hotrestart.control.server import Connection, Server
 from hotrestart.errors import HotRestartError
 from hotrestart.outcome import Outcome
-from tests.harness import PATIENCE
+from tests.harness import PATIENCE, in_child
 
 pytestmark = pytest.mark.core
 
@@ -498,22 +497,6 @@ def test_descriptors_that_come_along_do_not_stay(world: World) -> None:
 # -- no descriptor is left ---------------------------------------------------------------------------------------------
 
 
-def in_a_child(function: Callable[[], object]) -> None:
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(PATIENCE))
-            function()
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
-
-
 def test_without_descriptors_it_does_not_spin_and_heals(world: World) -> None:
     def starve() -> None:
         selector = selectors.PollSelector()
@@ -549,7 +532,7 @@ def test_without_descriptors_it_does_not_spin_and_heals(world: World) -> None:
         assert server.deadline == float("inf")
         server.close()
 
-    in_a_child(starve)
+    assert in_child(starve) == 0
 
 
 def test_it_can_be_let_go_of_while_deaf(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,7 +650,7 @@ def test_a_child_closes_what_is_its_parent_s(world: World) -> None:
                 os.fstat(fd)
         assert not world.server.has_company
 
-    in_a_child(check)
+    assert in_child(check) == 0
     world.server.conclude(OUTCOME)
     assert said(visitors[2])
     assert connected(world) == 2  # the parent's epoll is untouched

@@ -223,13 +223,9 @@ def that_has_slept(source: str) -> str:
     return source.replace("        report(ready", "        loop.sleep(0)\n        report(ready")
 
 
-def a_library_of_its_own(program: Program) -> Path:
-    return copy_library(program.folder / "site")
-
-
 def test_h35_with_the_library_gone_for_a_moment_the_old_code_hears_the_next_request(program: Program) -> None:
     """As when a HUP comes while `pip install --upgrade hotrestart` is at work."""
-    library = a_library_of_its_own(program)
+    library = copy_library(program.folder / "site")
     program.deploy(that_has_slept(worker()))
     program.start(env={"PYTHONPATH": str(library.parent)})
     program.wait_report(ready=1)
@@ -245,7 +241,7 @@ def test_h35_with_the_library_gone_for_a_moment_the_old_code_hears_the_next_requ
 
 
 def test_h35_with_the_library_gone_and_no_preflight_the_exec_needs_nothing_of_it(program: Program) -> None:
-    library = a_library_of_its_own(program)
+    library = copy_library(program.folder / "site")
     program.deploy(that_has_slept(worker(options="(preflight=False)")))
     program.start(env={"PYTHONPATH": str(library.parent)})
     program.wait_report(ready=1)

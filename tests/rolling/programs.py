@@ -7,9 +7,11 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hotrestart import control
 from tests.harness import PATIENCE, Program
 
 SERVICE = """
@@ -171,6 +173,19 @@ class Rolling(Program):
 
         found: set[int] = self.wait_until(as_wanted, f"{count} workers of version {version}")
         return found
+
+    def most_and_least(self, condition: Callable[[], object], what: str) -> tuple[int, int]:
+        """How many workers there were at most, and how many served at least, until the condition came true: as the
+        supervisor sees it, for a walk through /proc is no snapshot."""
+        seen: list[tuple[int, int]] = []
+
+        def look() -> object:
+            workers = control.status(self.pid, timeout=PATIENCE)["workers"]
+            seen.append((len(workers), sum(worker["state"] == "ready" for worker in workers)))
+            return condition()
+
+        self.wait_until(look, what)
+        return max(there for there, _ in seen), min(serving for _, serving in seen)
 
     def wait_report_anyhow(self, *, count: int = 1, **like: object) -> None:
         """As `wait_report`, when the supervisor is dead and the others are not."""

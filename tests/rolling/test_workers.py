@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from hotrestart import control
 from tests.asking import begin
 from tests.harness import PATIENCE, clean_environment
 from tests.rolling.programs import Rolling, Traffic, answer_on, is_running, service
@@ -442,26 +441,11 @@ def test_the_time_after_the_loop_is_not_counted(program: Rolling) -> None:
 # -- those that have done enough -------------------------------------------------------------------------------
 
 
-def most_and_least(program: Rolling, condition: object, what: str) -> tuple[int, int]:
-    """How many workers there were at most, and how many served at least, until the condition came true."""
-    counts, serving = [], []
-
-    def look() -> object:
-        workers = control.status(program.pid, timeout=PATIENCE)["workers"]
-        counts.append(len(workers))
-        serving.append(sum(worker["state"] == "ready" for worker in workers))
-        return condition()  # type: ignore[operator]
-
-    program.wait_until(look, what)
-    return max(counts), min(serving)
-
-
 def test_a_worker_that_has_done_its_jobs_is_replaced_and_nobody_notices(program: Rolling) -> None:
     program.launch(service(options="workers=2, max_jobs=20, jitter=0.0"))
     first = program.wait_workers(2)
     with Traffic(program) as traffic:
-        most, least = most_and_least(
-            program,
+        most, least = program.most_and_least(
             lambda: len(program.reports(drained="stop")) >= 4 and not first & set(program.workers()),
             "four workers are replaced",
         )
@@ -482,7 +466,7 @@ def test_a_worker_that_is_too_old_is_replaced(program: Rolling) -> None:
     program.launch(service(options="workers=2, max_age=1.0"))
     first = program.wait_workers(2)
     with Traffic(program):
-        _, least = most_and_least(program, lambda: not set(program.workers()) & first, "both are replaced")
+        _, least = program.most_and_least(lambda: not set(program.workers()) & first, "both are replaced")
     assert least >= 2
     assert len(program.reports(imported=True)) == 1
 
