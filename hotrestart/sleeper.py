@@ -8,6 +8,8 @@ What is less obvious:
   a closed number is soon somebody else's file.
 * A forked child shares the pipe with its parent, and a signal to the child would wake the parent: the child gets new
   pipes under the old numbers.
+* A thread may fork while another is in its first sleep. A module that it has only begun to import is locked for ever in
+  the child (CPython does not renew those locks), so `select` is loaded when the sleeper is made.
 * A signal that the kernel hands to another thread does not end the main thread's `poll`, and its Python handler waits.
   So the C part of the handler writes a byte (`signal.set_wakeup_fd`), into a pipe of its own: it only makes `poll`
   return, so that Python runs the handler; the sleep goes on unless the handler calls `wake`.
@@ -58,6 +60,9 @@ class Sleeper:
     """
 
     def __init__(self) -> None:
+        import select  # a shared object, 0.3 ms: only those who sleep pay
+
+        self._select = select
         self.owner: int = (
             get_ident()
         )  # the thread that sleeps on the pipe of fileno(); all others have pipes of their own
@@ -155,8 +160,7 @@ class Sleeper:
     def _poll(
         self, pipe: _Pipe, files: tuple[File, ...], numbers: list[int], deadline: float
     ) -> tuple[bool, list[File]]:
-        import select  # a shared object, 0.3 ms: only those who sleep pay
-
+        select = self._select
         poll = select.poll()
         poll.register(pipe.read_end, select.POLLIN)
         nudges = self._nudges if pipe is self._pipes[0] else None

@@ -424,6 +424,21 @@ def test_a_forked_childs_sleeper_has_the_same_numbers_and_none_more(sleeper: Sle
     assert in_child(child) == 0
 
 
+def test_a_first_sleep_imports_nothing() -> None:
+    """A child forked meanwhile by another thread would wait for ever for a module that is only half loaded."""
+    run("""if True:
+        import sys
+        from hotrestart import Sleeper
+        sleeper = Sleeper()
+        before = set(sys.modules)
+        sleeper.sleep(0)
+        sleeper.sleep(0.001)
+        sleeper.wake()
+        sleeper.wait(0, timeout=0)
+        assert set(sys.modules) == before, set(sys.modules) - before
+    """)
+
+
 def test_a_child_forked_by_a_thread_beside_a_sleeping_thread_can_sleep() -> None:
     run("""if True:
         import os, threading, time, warnings

@@ -90,6 +90,52 @@ main()
     assert program.stop() == 0
 
 
+def test_h41_a_fork_beside_the_import_of_a_sleepers_module_does_not_block_the_child(program: Program) -> None:
+    """The lock of a module that another thread has begun to load stays locked in the child for ever."""
+    source = """
+import os, signal, sys, threading, time, warnings
+from importlib.machinery import PathFinder
+from hotrestart import Sleeper
+warnings.simplefilter("ignore")
+
+class SlowToLoad:
+    def find_spec(name, path, target=None):
+        if name != "select" or (spec := PathFinder.find_spec(name)) is None:
+            return None
+        load = spec.loader.create_module
+        def create_module(spec):
+            time.sleep(0.3)
+            return load(spec)
+        spec.loader.create_module = create_module
+        return spec
+
+sys.modules.pop("select", None)
+sys.meta_path.insert(0, SlowToLoad)
+sleeper = Sleeper()
+main_sleeps = sleeper._pipes[0].busy.locked
+codes = []
+def fork():
+    while not main_sleeps():
+        time.sleep(0.001)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        sleeper.sleep(0)
+        os._exit(0)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    sleeper.wake()
+thread = threading.Thread(target=fork)
+thread.start()
+sleeper.sleep(60)
+thread.join()
+report(codes=codes)
+"""
+    program.deploy(source)
+    program.start()
+    assert program.wait_exit() == 0
+    assert program.reports() == [{"codes": [0]}]
+
+
 HOST = (
     WAIT_FOR
     + """
