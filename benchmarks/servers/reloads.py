@@ -56,6 +56,7 @@ SHORT = Plan(
     steady=0.5,
     quiet=0.3,
     broken=("raises",),
+    rate=20.0,
 )
 MANY = Plan(runs=5, opened=20, closed=20, slow=(), quiet=0.3, broken=(), side_by_side=2)
 
