@@ -433,8 +433,9 @@ def test_a_first_sleep_imports_nothing() -> None:
         before = set(sys.modules)
         sleeper.sleep(0)
         sleeper.sleep(0.001)
+        sleeper.wait(sys.stdout, timeout=0)
         sleeper.wake()
-        sleeper.wait(0, timeout=0)
+        sleeper.sleep()
         assert set(sys.modules) == before, set(sys.modules) - before
     """)
 
