@@ -3,7 +3,7 @@
 It sleeps in a poll on its lifeline and on its children, and runs nothing of the user's after the import. Its workers
 are its children, so it alone can reap them and say how they ended; by pid, for other children may be the program's own.
 In a worker's first moments all signals are blocked, until it has handlers of its own: a TERM that is sent at once would
-be swallowed by the parent's, or kill it halfway.
+be swallowed by the parent's, or kill it halfway. It begins when the supervisor has been told of it, and not before.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 import select
 import signal
 import sys
+from io import FileIO
 from time import monotonic
 
-from .. import callbacks, exits, log, processes, reexec, signals, state, takeover, titles
+from .. import callbacks, exits, fds, log, processes, reexec, signals, state, takeover, titles
 from ..errors import LifelineError
 from ..leash import unleash
 from ..shrugging import FOR_SUPERVISORS, shrugging
@@ -118,6 +119,7 @@ class _ForkServer:
         take_callbacks_along = callbacks.kept_over_a_fork()
         try:
             theirs, ours = pair()
+            is_known, make_known = map(FileIO, map(fds.above_stdio, os.pipe()), "rw")  # gevent has its hands in sockets
             child = processes.fork()
         except OSError as error:
             signals.restore_mask(self._mask)
@@ -126,26 +128,32 @@ class _ForkServer:
             return None
         if child is None:
             theirs.close()
+            make_known.close()
             self._lifeline.close()
             for _, each in self._workers.values():
                 each.close()
             exits.forget_the_parents()
             take_callbacks_along()
-            return self._born(Lifeline(ours), place)
+            return self._born(Lifeline(ours), place, is_known)
         signals.restore_mask(self._mask)
         self._workers[child.fileno()] = number, child
         self._poll.register(child.fileno(), select.POLLIN)
         watch = [] if child.pidfd == -1 else [child.pidfd]
         self._tell("forked", theirs.fileno(), *watch, worker=number, pid=child.pid)
-        theirs.close()
-        ours.close()
+        make_known.write(b"\0")  # the other end is here as well: no error if the worker has died
+        for end in (theirs, ours, is_known, make_known):
+            end.close()
         return None
 
-    def _born(self, lifeline: Lifeline, place: int) -> Worker:
+    def _born(self, lifeline: Lifeline, place: int, is_known: FileIO | None = None) -> Worker:
         """A worker's first moments, in which signals wait."""
         worker = Worker(lifeline, self._ties, place, self._options, self._stderr)
         worker.enter()
         titles.name("worker", state.generation)
+        if is_known is not None:
+            with is_known:
+                if not is_known.read(1):
+                    os._exit(1)  # the fork server has died before it told of it: nobody would ever see to its end
         signals.restore_mask(self._mask)
         return worker
 

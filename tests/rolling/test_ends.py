@@ -490,6 +490,19 @@ def test_all_but_the_workers_killed_at_once_leave_no_orphan(program: Rolling, or
     assert len(program.reports(drained="stop")) == 2
 
 
+def test_h47_a_worker_whose_fork_server_died_before_it_told_of_it_runs_nothing(program: Rolling) -> None:
+    """The supervisor knows nothing of it, so no deadline and no signal would ever end it."""
+    program.launch(service(1))
+    dies = "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGKILL))"
+    program.deploy(service(2, FOR_EVER, top=dies, first=f"told(boot=True); {HANGS}"))
+    program.hup()
+    log = program.wait_log("generation 2 failed at stage ready")
+    assert "the fork server was killed by signal 9" in log
+    program.wait_until(lambda: len(program.members()) == 4, "the old ones are there, and no orphan")
+    assert program.reports(boot=True) == []
+    assert "Traceback" not in program.log()
+
+
 def test_a_fork_server_that_misses_the_death_of_the_supervisor_ends_its_other_workers(program: Rolling) -> None:
     """A worker and the supervisor die while it is stopped: it learns the first, and has nobody to tell."""
     program.launch(service(options="workers=2, grace=1.0"))
