@@ -13,7 +13,7 @@ import sys
 from _thread import allocate_lock, start_new_thread
 
 from .. import exits, role, signals, state, takeover
-from ..errors import LifelineError
+from ..errors import HotRestartError, LifelineError
 from ..leash import leash
 from ..shrugging import shrugging
 from ..sleeper import Sleeper
@@ -47,7 +47,7 @@ class Worker:
         retire = lambda: self._tell("retire", why="max_jobs")  # noqa: E731
         self.pulse: Pulse = Pulse(ties.beats, place, _with_jitter(options), retire, timeout=options.timeout)
         self._lifeline, self._ties, self._stderr = lifeline, ties, stderr
-        self._pid = os.getpid()
+        self._pid, self._is_forked = os.getpid(), options.preload
         self._is_ready = self._is_draining = False
         self._boot = Boot(self._end)
         self._calls = allocate_lock()
@@ -97,6 +97,8 @@ class Worker:
         self._boot.task = _asyncio_task()
         try:
             with self._boot:
+                if self._is_forked:
+                    _check_event_loop()
                 await main()
         except BaseException as raised:
             error = raised
@@ -209,6 +211,16 @@ def _asyncio_task() -> asyncio.Task[Any] | None:
         return sys.modules["asyncio"].current_task()  # type: ignore[no-any-return]
     except (KeyError, RuntimeError):
         return None
+
+
+def _check_event_loop() -> None:
+    """One from before the fork has an epoll, and a socket to wake it up, that all workers share: what is meant for one
+    of them is lost on another. What was there before the fork is frozen, and so not listed any more."""
+    import gc
+
+    events = getattr(sys.modules.get("asyncio"), "_get_running_loop", lambda: None)()
+    if gc.is_tracked(events) and all(each is not events for each in gc.get_objects()):
+        raise HotRestartError("workers cannot share an event loop: call main() before, as asyncio.run(main())")
 
 
 async def _wind_up_asyncio() -> None:

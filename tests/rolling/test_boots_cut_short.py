@@ -78,7 +78,7 @@ async def hang():
     await asyncio.sleep(3600)
 """
 TRIO = "import trio\nasync def hang():\n    await trio.sleep(3600)"
-RUN_UNTIL_COMPLETE = "asyncio.new_event_loop().run_until_complete(main())"
+RUN_UNTIL_COMPLETE = "boots = main(); asyncio.new_event_loop().run_until_complete(boots)"  # the fork comes first
 HANGS = {
     "in Python": ("hang = block", MAIN, "main()"),
     "in a system call": ("def hang():\n    time.sleep(3600)", MAIN, "main()"),
