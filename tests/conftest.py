@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import compileall
+import gc
 import importlib.util
 import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests import harness
-from tests.harness import Program
+from tests.harness import PATIENCE, Program
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,16 +81,23 @@ def no_leaked_descriptor(request: pytest.FixtureRequest) -> Iterator[None]:
     if not os.path.isdir("/proc/self/fd"):
         yield
         return
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(_descriptors())
     yield
-    after = set(os.listdir("/proc/self/fd"))
-    if after - before:
-        import gc
-
+    leaked, deadline = _descriptors(but=before), time.monotonic() + PATIENCE
+    while leaked and time.monotonic() < deadline:  # gRPC's threads close theirs when they come to it
         gc.collect()  # 50 ms, so not after each test
-        after = set(os.listdir("/proc/self/fd"))
-    leaked = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in after - before if os.path.exists(f"/proc/self/fd/{fd}")}
+        time.sleep(0.01)
+        leaked = _descriptors(but=before)
     assert not leaked, f"descriptors left open: {leaked}"
+
+
+def _descriptors(but: Collection[str] = ()) -> dict[str, str]:
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        if fd not in but:
+            with suppress(FileNotFoundError):  # the listing's own is closed by now
+                found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
 
 
 def missing(program: str) -> None:
