@@ -8,8 +8,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hotrestart import fds
 from tests import harness
 from tests.harness import PATIENCE, Program
 
@@ -81,23 +81,14 @@ def no_leaked_descriptor(request: pytest.FixtureRequest) -> Iterator[None]:
     if not os.path.isdir("/proc/self/fd"):
         yield
         return
-    before = set(_descriptors())
+    before = set(fds.open_fds())
     yield
-    leaked, deadline = _descriptors(but=before), time.monotonic() + PATIENCE
+    leaked, deadline = set(fds.open_fds()) - before, time.monotonic() + PATIENCE
     while leaked and time.monotonic() < deadline:  # gRPC's threads close theirs when they come to it
         gc.collect()  # 50 ms, so not after each test
         time.sleep(0.01)
-        leaked = _descriptors(but=before)
-    assert not leaked, f"descriptors left open: {leaked}"
-
-
-def _descriptors(but: Collection[str] = ()) -> dict[str, str]:
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        if fd not in but:
-            with suppress(FileNotFoundError):  # the listing's own is closed by now
-                found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    return found
+        leaked = set(fds.open_fds()) - before
+    assert not leaked, f"descriptors left open: { {fd: os.readlink(f'/proc/self/fd/{fd}') for fd in leaked} }"
 
 
 def missing(program: str) -> None:

@@ -97,8 +97,8 @@ class Worker:
         self._boot.task = _asyncio_task()
         try:
             with self._boot:
-                if self._is_forked:
-                    _check_event_loop()
+                if self._is_forked and self._boot.task is not None:
+                    _check_event_loop(self._boot.task.get_loop())
                 await main()
         except BaseException as raised:
             error = raised
@@ -213,12 +213,11 @@ def _asyncio_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def _check_event_loop() -> None:
+def _check_event_loop(events: asyncio.AbstractEventLoop) -> None:
     """One from before the fork has an epoll, and a socket to wake it up, that all workers share: what is meant for one
     of them is lost on another. What was there before the fork is frozen, and so not listed any more."""
     import gc
 
-    events = getattr(sys.modules.get("asyncio"), "_get_running_loop", lambda: None)()
     if gc.is_tracked(events) and all(each is not events for each in gc.get_objects()):
         raise HotRestartError("workers cannot share an event loop: call main() before, as asyncio.run(main())")
 
