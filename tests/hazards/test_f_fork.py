@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hotrestart import processes
-from tests.conftest import need
 from tests.harness import Program, worker
+from tests.hazards.event_loops import check_loop_of_its_own, check_shared_loop_refused
 from tests.hazards.sources import WAIT_FOR, go, is_running, status
 from tests.rolling.programs import Rolling, service
 
@@ -362,38 +362,13 @@ def test_h43_a_worker_takes_nothing_out_of_an_event_loop_made_at_import(rolling:
     assert [each["pid"] for each in rolling.reports(read=".")] == [server]
 
 
-BEFORE_MAIN = """
-import asyncio, {module}, hotrestart
-
-@hotrestart.restartable(workers=2, preload={preload})
-async def main():
-    async with hotrestart.worker_loop() as loop:
-        report(ready=True)
-        await loop.stopping()
-
-events = {module}.new_event_loop()
-events.run_until_complete(main())
-"""
-
-
-@pytest.mark.parametrize("module", ["asyncio", "uvloop"])
-def test_h43_workers_refuse_an_event_loop_that_they_would_share(rolling: Rolling, module: str) -> None:
+def test_h43_workers_refuse_an_event_loop_that_they_would_share(rolling: Rolling) -> None:
     """Who of them is woken up by the epoll, or by a byte for the event loop itself, is a matter of luck."""
-    need(module)
-    rolling.deploy(BEFORE_MAIN.format(module=module, preload=True))
-    rolling.start()
-    assert rolling.wait_exit() == 1
-    assert "workers cannot share an event loop: call main() before, as asyncio.run(main())" in rolling.log()
-    assert rolling.reports() == []
+    check_shared_loop_refused(rolling, "asyncio")
 
 
-@pytest.mark.parametrize("module", ["asyncio", "uvloop"])
-def test_h43_a_worker_that_was_not_forked_has_its_event_loop_to_itself(rolling: Rolling, module: str) -> None:
-    need(module)
-    rolling.deploy(BEFORE_MAIN.format(module=module, preload=False))
-    rolling.start()
-    rolling.wait_report(ready=True, count=2)
-    assert rolling.stop() == 0
+def test_h43_a_worker_that_was_not_forked_has_its_event_loop_to_itself(rolling: Rolling) -> None:
+    check_loop_of_its_own(rolling, "asyncio")
 
 
 def test_h43_a_child_forked_inside_an_event_loop_leaves_the_parents_watches_alone(program: Program) -> None:

@@ -7,13 +7,13 @@ inside `trio.run` (in place), or the one that is there is taken away before (rol
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import missing
+from tests.conftest import need
+from tests.hazards.event_loops import check_loop_of_its_own, check_shared_loop_refused
 from tests.rolling.programs import Rolling, Traffic
 
 TOP = """
@@ -145,9 +145,7 @@ def program(tmp_path: Path) -> Iterator[Rolling]:
 
 
 def begin(program: Rolling, library: str, kind: str) -> None:
-    for name in library.split("-"):
-        if name != "asyncio" and importlib.util.find_spec(name) is None:
-            missing(f"{name} (pip install {name})")
+    need(*{*library.split("-")} - {"asyncio"})
     program.deploy(source(library, kind, 1))
     program.start("-X", "dev", "-W", "error", "app.py")
     wait_version(program, kind, 1)
@@ -189,3 +187,13 @@ def test_code_that_is_refused_leaves_the_old_at_work(program: Rolling, library: 
         program.wait_until(lambda: len(traffic.answers) > seen + 3, "answers of the old code")
     assert program.stop() == 0
     assert traffic.versions() == {"1"}
+
+
+def test_h43_workers_refuse_a_uvloop_that_they_would_share(program: Rolling) -> None:
+    need("uvloop")
+    check_shared_loop_refused(program, "uvloop")
+
+
+def test_h43_a_worker_that_was_not_forked_has_its_uvloop_to_itself(program: Rolling) -> None:
+    need("uvloop")
+    check_loop_of_its_own(program, "uvloop")
