@@ -32,7 +32,11 @@ def test_reloads_under_load_lose_nothing(program: Program, port: int, app: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_in_flight_is_finished(program: Program, port: int, app: str, kind: str) -> None:
+def test_what_is_in_flight_is_finished(
+    program: Program, port: int, app: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one worker: that the idle connection has been closed says of no other that it knows it has to end."""
+    monkeypatch.setitem(KINDS, "workers", "(workers=1)")
     start(program, app, port, kind)
     answers: list[tuple[bytes, bool]] = []
 
