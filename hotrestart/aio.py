@@ -4,10 +4,11 @@
         await loop.stopping()                          # until the program is asked to end
 
 There is no task, no thread and no timer of ours in the event loop: it watches a descriptor. In the main thread it
-watches a second one, for signals that the kernel hands to another thread: the event loop would sleep on, and Python
-runs handlers only in the main thread. (Another thread must not read there: it would take the byte away from the main
-thread's sleep.) With a watchdog of systemd's, or with `timeout=` in a worker, the event loop gives a sign of life now
-and then: so one that is blocked by a coroutine that does not await is seen.
+watches a second one, also in a plain `with worker_loop()`: for signals that the kernel hands to another thread, and for
+those that come when Python has looked for signals for the last time before the event loop sleeps. It would sleep on,
+and Python runs handlers only in the main thread. (Another thread must not read there: it would take the byte away from
+the main thread's sleep.) With a watchdog of systemd's, or with `timeout=` in a worker, the event loop gives a sign of
+life now and then: so one that is blocked by a coroutine that does not await is seen.
 
 A handler that the program gives to the event loop itself (`add_signal_handler`) counts: for HUP, TERM or INT it takes
 the place of ours while the block lasts, and may call `request_restart()` or `request_stop()`. For trio and others: wait
@@ -29,8 +30,48 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .loop import WorkerLoop
+    from .sleeper import Sleeper
 
 __all__ = ["AsyncWorkerLoop"]
+
+
+class Watch:
+    """An event loop watches a descriptor. It has one callback for each number, and others may watch it too: so under a
+    number of its own."""
+
+    def __init__(self, events: asyncio.AbstractEventLoop, fd: int, seen: Callable[[int], object]) -> None:
+        from .fds import above_stdio
+
+        self._events, self._fd = events, above_stdio(os.dup(fd))
+        try:
+            events.add_reader(self._fd, seen, self._fd)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Watch it no more."""
+        if not self._events.is_closed():  # else the block is left by the garbage collector
+            self._events.remove_reader(self._fd)
+        os.close(self._fd)
+
+
+def watch_nudges(sleeper: Sleeper) -> Watch | None:
+    """Have the event loop that runs here wake up for signals; None if it cannot, or if they are not this thread's."""
+    events = asyncio.get_running_loop()
+    if sleeper.owner != get_ident() or sleeper.nudge_fileno() == -1:
+        return None
+    try:
+        return Watch(events, sleeper.nudge_fileno(), _read_empty)
+    except (NotImplementedError, OSError):  # it does without, as all that is not asyncio
+        return None
+
+
+def _read_empty(fd: int) -> None:
+    try:
+        os.read(fd, 65536)
+    except BlockingIOError:
+        pass  # another loop's callback was first
 
 
 class AsyncWorkerLoop:
@@ -39,7 +80,7 @@ class AsyncWorkerLoop:
 
     def __init__(self, loop: WorkerLoop) -> None:
         self._loop = loop
-        self._fds: list[int] = []
+        self._watch: Watch | None = None
         self._sign_of_life: asyncio.TimerHandle | None = None
         self._has_ended = False
 
@@ -48,11 +89,9 @@ class AsyncWorkerLoop:
         self._asked: asyncio.Future[None] = self._events.create_future()
         self._loop.__enter__()
         try:
-            self._watch(self._loop.fileno(), self._on_asked)
+            self._watch = Watch(self._events, self._loop.fileno(), self._on_asked)
             sleeper = getattr(role.current, "sleeper", None)
             if sleeper is not None and sleeper.owner == get_ident():
-                if sleeper.nudge_fileno() != -1:
-                    self._watch(sleeper.nudge_fileno(), self._on_nudge)
                 self._live()
         except BaseException as error:
             self._leave(type(error), error, None)
@@ -97,23 +136,13 @@ class AsyncWorkerLoop:
         """A descriptor that is readable once the program is asked to end."""
         return self._loop.fileno()
 
-    def _watch(self, fd: int, seen: Callable[[int], object]) -> None:
-        from .fds import above_stdio
-
-        own = above_stdio(os.dup(fd))  # an event loop has one callback for each number, and others watch it too
-        self._fds.append(own)
-        self._events.add_reader(own, seen, own)
-
     def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._has_ended = True
         try:
             if self._sign_of_life is not None:
                 self._sign_of_life.cancel()
-            while self._fds:
-                fd = self._fds.pop()
-                if not self._events.is_closed():  # else the block is left by the garbage collector
-                    self._events.remove_reader(fd)
-                os.close(fd)
+            if self._watch is not None:
+                self._watch.close()
             self._let_go()
         finally:
             self._loop.__exit__(kind, error, trace)
@@ -127,12 +156,6 @@ class AsyncWorkerLoop:
         """End every sleep."""
         if not self._asked.done() and not self._events.is_closed():
             self._asked.set_result(None)
-
-    def _on_nudge(self, fd: int) -> None:
-        try:
-            os.read(fd, 65536)
-        except BlockingIOError:
-            pass  # another loop's callback was first
 
     def _live(self) -> None:
         """Of a worker the supervisor sees the beats; of a program in place systemd wants to hear."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from time import monotonic
 
 from . import role, state, systemd
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from .aio import AsyncWorkerLoop
+    from .aio import AsyncWorkerLoop, Watch
     from .role import Role
     from .rolling.beats import Pulse
     from .sleeper import File, Sleeper
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["WorkerLoop", "worker_loop"]
 
 _NEVER = float("inf")
+
+
+def _none() -> None:
+    """No event loop runs where there is no asyncio."""
 
 
 def worker_loop(
@@ -63,21 +68,31 @@ def worker_loop(
 class WorkerLoop:
     """What `worker_loop()` gives: read `running` each turn, or iterate; sleep and wait only through it."""
 
-    __slots__ = ("_around", "_in_async", "_program")
+    __slots__ = ("_around", "_in_async", "_nudges", "_program")
 
     _program: Role
 
     def __init__(self, around: Running) -> None:
         self._around = around
+        self._nudges: Watch | None = None
         self._in_async: AsyncWorkerLoop | None = None
 
     def __enter__(self) -> Self:
         self._program = self._around.__enter__()
+        if getattr(sys.modules.get("asyncio"), "_get_running_loop", _none)() is not None:
+            from .aio import watch_nudges
+
+            self._nudges = watch_nudges(self._program.sleeper)
         self._program.ready()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._around.__exit__(kind, error, trace)
+        nudges, self._nudges = self._nudges, None
+        try:
+            if nudges is not None:
+                nudges.close()
+        finally:
+            self._around.__exit__(kind, error, trace)
 
     @property
     def running(self) -> bool:

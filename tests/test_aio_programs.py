@@ -327,6 +327,32 @@ told(woken=await loop.sleep(3600))"""
     assert program.wait_exit() == 0
 
 
+@pytest.mark.parametrize("how", ["loop.fileno()", "on_stop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_h17_a_signal_that_comes_as_the_event_loop_goes_to_sleep_is_not_slept_through(
+    program: Awaiting, kind: str, how: str
+) -> None:
+    """In a plain `with worker_loop()`. (That another thread takes it looks the same to the main thread.)"""
+    watch, unwatch = "events.add_reader(loop.fileno(), asked.set)", "events.remove_reader(loop.fileno())"
+    if how == "on_stop":
+        watch, unwatch = "hotrestart.on_stop(lambda: events.call_soon_threadsafe(asked.set))", "pass"
+    body = f"""
+events, asked = asyncio.get_running_loop(), asyncio.Event()
+{watch}
+threading.Thread(target=strike, daemon=True).start()
+await asked.wait()
+{unwatch}"""
+    options = "workers=1" if kind == "rolling" else ""
+    source = app(kind, top=SIGNALLED.format(name="SIGTERM"), body=body, options=options)
+    program.begin(kind, source.replace("async with", "with"), ready=1)
+    (program.folder / "strike").touch()
+    program.wait_report(asked="stop")
+    if kind == "rolling":
+        (program.folder / "strike").unlink()  # of the worker in its place
+        program.term()
+    assert program.wait_exit() == 0
+
+
 def test_a_signal_that_another_thread_of_a_worker_gets(program: Awaiting) -> None:
     body = """
 thread = threading.Thread(target=strike)

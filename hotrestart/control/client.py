@@ -12,7 +12,7 @@ import select
 from time import monotonic
 
 from .. import cjson
-from ..errors import ControlError, NotThereError, TimedOutError
+from ..errors import ControlError, HotRestartError, NotThereError, TimedOutError
 from ..outcome import Outcome
 from . import protocol
 from .target import connect
@@ -30,6 +30,7 @@ __all__ = ["restart", "scale", "status", "stop"]
 
 _LONGEST_ANSWER = 16 * 1024 * 1024  # bytes of a line
 _TRIES, _PAUSE = 300, 0.01  # seconds between them
+_UNHEARD = 1.0  # seconds, and then twice as long
 _FOREVER = 2e6  # seconds, 23 days: poll(2) takes an int of milliseconds
 
 
@@ -127,6 +128,7 @@ class _Call:
             self._socket.sendall(protocol.line(**request))
         except OSError:
             self._is_unread = True  # it has hung up, perhaps after a word why
+        self._call_until_heard()
         while (text := self._line()) is not None:
             try:
                 answer: Any = cjson.loads(text.decode())
@@ -138,6 +140,19 @@ class _Call:
             if "error" in fields:
                 raise ControlError(str(fields["error"]))
             yield fields
+
+    def _call_until_heard(self) -> None:
+        """A program that restarts in place is told by a signal that somebody has connected. One that comes in the last
+        instruction before a system call is noticed after it, maybe never: so connect once more, less and less often."""
+        pause = _UNHEARD
+        while not self._wait(self._socket.fileno(), self._process, until=monotonic() + pause):
+            if monotonic() >= self._deadline:
+                return
+            try:
+                connect(self._target, self._deadline)[0].close()
+            except HotRestartError:
+                return
+            pause *= 2
 
     def _has_gone(self) -> bool:
         """Connect again, unless the program has ended, or the one that is there by now is another."""
@@ -187,12 +202,12 @@ class _Call:
             self._is_unread = isinstance(error, ConnectionResetError)
             return b""
 
-    def _wait(self, *fds: int) -> list[int]:
+    def _wait(self, *fds: int, until: float = float("inf")) -> list[int]:
         poll = select.poll()
         for fd in fds:
             if fd != -1:
                 poll.register(fd, select.POLLIN)
-        left = self._deadline - monotonic()
+        left = min(self._deadline, until) - monotonic()
         if left == float("inf"):
             return [fd for fd, _ in poll.poll()]
         return [fd for fd, _ in poll.poll(int(left * 1000) + 1)] if left > 0 else []

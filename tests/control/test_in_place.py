@@ -85,7 +85,7 @@ def test_a_restart_is_answered_by_the_new_generation(program: Program) -> None:
     assert outcome.reason == outcome.detail == ""
     assert list(outcome.stages) == ["preflight", "drain", "load", "ready"] == [stage for stage, _ in stages]
     assert {generation for _, generation in stages} == {2}
-    assert 0.5 * outcome.seconds < sum(outcome.stages.values()) < outcome.seconds + 1e-6
+    assert 0 < sum(outcome.stages.values()) < outcome.seconds + 1e-6
     assert program.wait_report(ready=2)["version"] == 2
 
 
@@ -185,8 +185,10 @@ def test_a_pid_file_and_a_path_lead_to_it_too(program: Program, tmp_path: Path) 
 def test_a_program_that_is_killed_answers_by_its_end(program: Program) -> None:
     launch(program, worker(1))
     program.deploy(holding(2, first="wait_for('never')"))
-    askings = [Asking(restart, program.pid) for _ in range(3)]
+    told = set[int]()
+    askings = [Asking(restart, program.pid, on_stage=lambda *_, each=each: told.add(each)) for each in range(3)]
     program.wait_report(waits="never")
+    program.wait_until(lambda: len(told) == 3, "all of them have asked")
     program.process.kill()  # type: ignore[union-attr]
     for each in askings:
         with pytest.raises(NotThereError, match=f"process {program.pid} has died"):
@@ -462,6 +464,22 @@ def test_the_signal_finds_the_main_thread_among_many(program: Program) -> None:
     for generation in range(2, 5):
         assert wait_heard(program)["generation"] == generation - 1
         assert restart(program.pid).generation == generation
+
+
+def test_h17_a_signal_that_nobody_notices_is_sent_once_more(program: Program) -> None:
+    """It came in the last instruction before a system call, and its handler runs after that."""
+    top = """
+from hotrestart.control.signalled import SignalDriven
+heard, signals = SignalDriven.nudge, []
+def nudge(self):
+    signals.append(len(signals))
+    if len(signals) > 2:
+        heard(self)
+SignalDriven.nudge = nudge"""
+    launch(program, holding(1, top=top))
+    status = control.status(program.pid, timeout=PATIENCE)
+    assert (status["state"], status["generation"]) == ("serving", 1)
+    assert program.stop() == 0
 
 
 def test_asyncio(program: Program) -> None:
