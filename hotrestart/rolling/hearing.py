@@ -10,6 +10,7 @@ from time import monotonic
 
 from ..errors import LifelineError
 from ..options import Options
+from ..processes import STATUS_UNKNOWN
 from . import privileges
 from .beats import Watch
 from .generation import STARTING
@@ -87,12 +88,20 @@ class Hearing:
         lifeline, *pidfd = rights
         if not stat.S_ISSOCK(os.fstat(lifeline).st_mode):
             raise LifelineError("a worker's lifeline is no socket")
-        if not privileges.are_parent_and_child(server.pid, message["pid"], *pidfd):
+        member = self._roster.members.get(message["worker"])
+        if member is not None and (member.process.generation != server.process.generation or member.child is not None):
+            member = None
+        try:
+            is_its_child = privileges.are_parent_and_child(server.pid, message["pid"], *pidfd)
+        except OSError as error:  # the worker ends with its lifeline; the fork server, which has the code, shall not
+            if member is not None:
+                self._roster.gone(member, STATUS_UNKNOWN, f"the supervisor cannot look at it: {error.strerror}")
+            return
+        if not is_its_child:
             raise LifelineError(f"process {message['pid']} is no child of it")
         rights.clear()
         child = Grandchild(message["pid"], *pidfd)
-        member = self._roster.members.get(message["worker"])
-        if member is None or member.process.generation != server.process.generation or member.child is not None:
+        if member is None:
             child.send_signal(signal.SIGKILL)  # it was given up before it was born
             child.close()
             os.close(lifeline)

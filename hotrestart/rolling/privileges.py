@@ -6,6 +6,7 @@ from somebody who must not be able to have things done by root.
 
 from __future__ import annotations
 
+import errno
 import os
 
 __all__ = ["are_ours", "are_parent_and_child"]
@@ -20,7 +21,9 @@ def are_ours(pid: int) -> bool:
 
 
 def are_parent_and_child(parent: int, child: int, pidfd: int = -1) -> bool:
-    """Whether that is so, and the pidfd, if there is one, is the child's; True as well if one of them has gone."""
+    """Whether that is so, and the pidfd, if there is one, is the child's; True as well if one of them has gone.
+
+    Raises OSError if there is no descriptor left to look with."""
     if not 0 < child < 2**31:
         return False  # 0 and -1 are many at once for kill(2)
     try:
@@ -30,7 +33,9 @@ def are_parent_and_child(parent: int, child: int, pidfd: int = -1) -> bool:
             if int(named["Pid"]) != child:
                 return int(named["Pid"]) == -1
         return int(_stat(child)[1]) == parent or not _is_running(parent)  # orphans get another parent
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return not os.path.isdir("/proc/self/fdinfo") or not os.path.exists(f"/proc/{child}")
 
 

@@ -6,6 +6,7 @@ The processes are real, and so are their lifelines; what they say over them is s
 from __future__ import annotations
 
 import array
+import errno
 import os
 import selectors
 import signal
@@ -901,6 +902,29 @@ def test_the_messages_of_a_member_with_many_descriptors_leak_none(house: House) 
 
 
 # --- who is who
+
+
+def test_a_worker_that_cannot_be_looked_at_for_want_of_descriptors_does_not_cost_the_fork_server(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the last good code in its memory. The worker is forked anew, as after any other death."""
+    member, server = house.server()
+    worker = house.unborn()
+
+    def look(_pid: int) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    before = open_descriptors()
+    with monkeypatch.context() as lack:
+        lack.setattr(privileges, "_stat", look)
+        _, end = house.fork(server, worker.process.id)
+        house.until(house.ended)
+    assert house.ended() == {worker.process.id: "the supervisor cannot look at it: Too many open files"}
+    assert end.receive() == []
+    assert end.has_ended
+    assert open_descriptors() == before + 2  # the test's: its end, and the child's pidfd
+    house.worker(server)
+    assert house.roster.members[member.process.id] is member
 
 
 def test_a_worker_is_a_child_of_the_fork_server_that_tells_of_it(house: House) -> None:
