@@ -139,7 +139,11 @@ class WorkerLoop:
             await entered.__aexit__(kind, error, trace)
 
     def fileno(self) -> int:
-        """A descriptor that is readable once the program is asked to end, for an event loop of your own."""
+        """A descriptor that is readable once the program is asked to end, for an event loop of your own.
+
+        A signal that comes in the very moment in which the loop goes to sleep is noticed when it wakes: asyncio's is
+        woken for it, trio wakes by itself; let any other wake now and then, or `wait` here.
+        """
         return self._sleeper().fileno()
 
     def _sleeper(self) -> Sleeper:

@@ -271,7 +271,8 @@ def test_answers_are_noted_with_their_version_and_process(rate: float) -> None:
     [(None, "refused"), (reset, "reset"), (part, "EOF"), (fail, "5xx"), (say_nothing, "timeout")],
     ids=["refused", "reset", "EOF", "5xx", "timeout"],
 )
-def test_failures_are_told_apart(serve: Serve | None, kind: str) -> None:
+def test_failures_are_told_apart(serve: Serve | None, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "AFTERWARDS", PATIENCE)
     records = asked(serve, timeout=0.1 if kind == "timeout" else PATIENCE)
     assert set(ledger.losses(records)) == {kind}
     assert not any(each.retried for each in records)

@@ -133,7 +133,7 @@ def test_an_answer_is_not_lost_to_input_that_nobody_reads(
     client = world.connect(b"1\n")
     thread = run(world, refuse, debug=debug)
     sender = world.begin(client.sendall, b"x" * 5_000_000)
-    world.loop.sleep(0.05)
+    soon(lambda: world.pulse.turns == 1)
     world.end()
     assert read_all(client) == b"no"
     sender.join(PATIENCE)

@@ -183,7 +183,7 @@ import atexit, threading
 import hotrestart
 atexit.register(report, exit_handler=hotrestart.state.generation)
 
-@hotrestart.restartable(grace=0.5 if hotrestart.state.generation == 1 else 60)
+@hotrestart.restartable(grace=2 if hotrestart.state.generation == 1 else 60)
 def main():
     if hotrestart.state.generation == 1:
         threading.Thread(target=threading.Event().wait, name="stuck-one").start()
@@ -210,7 +210,7 @@ atexit.register(report, exit_handler=hotrestart.state.generation)
 if hotrestart.state.generation == 1:
     atexit.register(time.sleep, 1000)
 
-@hotrestart.restartable(grace=0.5 if hotrestart.state.generation == 1 else 60)
+@hotrestart.restartable(grace=2 if hotrestart.state.generation == 1 else 60)
 def main():
     with hotrestart.worker_loop() as loop:
         report(ready=hotrestart.state.generation)

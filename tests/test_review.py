@@ -104,7 +104,7 @@ import atexit, time
 import hotrestart
 
 if hotrestart.state.generation == 1:
-    with hotrestart.worker_loop(grace=0.3, preflight=False) as loop:
+    with hotrestart.worker_loop(grace=2, preflight=False) as loop:
         hotrestart.request_restart()
     atexit.register(report, tidied_up=True)
     time.sleep(1000)

@@ -339,8 +339,8 @@ def test_a_signal_handler_that_raises_ends_the_wait_and_leaves_nothing_open(
     monkeypatch.setattr(systemd, "_PATIENCE", PATIENCE)
     before = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(Enough):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             systemd.notify("READY=1")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

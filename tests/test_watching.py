@@ -128,12 +128,13 @@ def test_ctrl_c_ends_both_in_peace(program: Program, options: str, to: str) -> N
 
 
 IN_THE_MAKING = """
-import time
+import os, time
 
 class Slow:
     def __set_name__(self, owner, name):
         open("begins", "w").close()
-        time.sleep(0.5)
+        while not os.path.exists("go"):
+            time.sleep(0.005)
 
 class Owner:
     slow = Slow()
@@ -147,6 +148,7 @@ def test_ctrl_c_while_watchfiles_is_imported_is_no_error(program: Program) -> No
     program.start("-m", "hotrestart", "watch", "--", program.python, "app.py")
     program.wait_until((program.folder / "begins").exists, "it begins")
     os.kill(program.pid, signal.SIGINT)
+    (program.folder / "go").touch()
     assert program.wait_exit() == 130, program.log()
     assert "Error" not in program.log()
     assert not program.reports(ready=1)

@@ -42,8 +42,9 @@ def work():
 def main():
     hotrestart.on_stop(lambda: report(takes=False, at=now()))
     number = 0
+    at = now()  # who restarts it may hear that it is ready before the next line is reached
     with hotrestart.worker_loop() as loop:
-        report(takes=True, at=now(), version={version}, generation=state.generation)
+        report(takes=True, at=at, version={version}, generation=state.generation)
         while loop.running:
             number += 1
             report(took=[state.generation, number])

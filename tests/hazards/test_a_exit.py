@@ -262,14 +262,14 @@ def test_h5_without_a_restart_the_exit_status_is_the_programs_own(program: Progr
 
 def test_h5_a_thread_that_never_ends_is_named_and_does_not_hold_up_the_restart(program: Program) -> None:
     lock = "import threading; threading.Thread(target=lambda: threading.Event().wait(), name='the-stuck-one').start()"
-    program.deploy(f"import atexit; atexit.register(report, exit='first')\n{ending(lock, grace=0.3)}")
+    program.deploy(f"import atexit; atexit.register(report, exit='first')\n{ending(lock, grace=2)}")
     program.start()
     program.wait_report(ready=1)
     program.hup()
     program.wait_report(ready=2)
     program.term()
     program.wait_exit()
-    late = [line for line in program.log().splitlines() if "grace of 0.3 s is over" in line]
+    late = [line for line in program.log().splitlines() if "grace of 2 s is over" in line]
     assert len(late) == 2  # one for the restart, one for the stop
     assert "the-stuck-one" in late[0]
     assert len(program.reports(exit="first")) >= 1

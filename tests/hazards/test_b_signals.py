@@ -574,7 +574,8 @@ def test_h22_an_int_ignored_for_a_background_job_stays_ignored(program: Program)
     script = '"$0" app.py & echo $! > pid; wait'
     program.start_command(["sh", "-c", script, sys.executable])
     program.wait_report(ready=1)
-    pid = int(program.wait_until((program.folder / "pid").read_text, "its pid"))
+    pid_file = program.folder / "pid"
+    pid = int(program.wait_until(lambda: pid_file.exists() and pid_file.read_text(), "its pid"))
     try:
         for generation in (1, 2):
             program.wait_report(ready=generation)

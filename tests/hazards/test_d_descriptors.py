@@ -224,9 +224,9 @@ assert data == 2
 def main():
     with hotrestart.worker_loop() as loop:
         threading.Thread(target=threading.Event().wait).start()
+        os.write(data, b"the last record")
         report(ready=hotrestart.state.generation)
         loop.sleep(None)
-        os.write(data, b"the last record")
 main()
 """
     program.deploy(source)

@@ -152,9 +152,9 @@ def ask():
 @hotrestart.restartable(preflight=PREFLIGHT, grace=GRACE)
 def main():
     with hotrestart.worker_loop() as loop:
+        report(ready=hotrestart.state.generation, at_start=at_start)
         if hotrestart.state.generation < 4:
             threading.Thread(target=ask, daemon=DAEMON).start()
-        report(ready=hotrestart.state.generation, at_start=at_start)
         loop.sleep(None)
 main()
 """

@@ -54,6 +54,7 @@ def test_an_upload_that_takes_longer_than_the_drain_is_finished(
     begun.wait()
     deploy(program, app, 2, kind)
     with Load(port, new=1, kept=1, pausing=0) as load:
+        load.wait_for(program, 1)
         program.hup()
         if kind == "workers":
             load.wait_for(program, 2, alone=True)

@@ -60,11 +60,11 @@ def test_a_slow_import_changes_nothing_for_the_clients(program: Program, port: i
             began = time.monotonic()
             reload(program, load, "http_threads", kind, range(version, version + 1), loads=loads)
             silences.append(load.longest_silence(began, time.monotonic()))
-            if silences[-1] < most:
+            if least < silences[-1] < most:
                 break
     print(f"import takes {loads} s, {kind}: longest silences {silences}, without reloads {steady}")
     load.check(version)
-    assert least < min(silences) < most
+    assert least < silences[-1] < most
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,8 +80,9 @@ def test_what_is_in_flight_is_finished(program: Program, port: int, app: str, ki
         try:
             with Client(port) as client:
                 client.ask(keep=True)
+                client.send(path, keep=True)
                 begun.wait(PATIENCE)
-                bodies[number] = client.ask(path, keep=True)
+                bodies[number] = client.receive(keep=True)
         except (OSError, EOFError) as error:
             bodies[number] = repr(error)
 
@@ -90,9 +91,9 @@ def test_what_is_in_flight_is_finished(program: Program, port: int, app: str, ki
     for thread in threads:
         thread.start()
     begun.wait(PATIENCE)
-    time.sleep(0.2)  # so that the requests are there
     deploy(program, app, 2, kind)
     with Load(port) as load:
+        load.wait_for(program, 1)
         program.hup()
         load.wait_for(program, 2, alone=True)
         (program.folder / "go").touch()
@@ -108,7 +109,7 @@ def test_an_answer_is_not_lost_to_a_body_that_nobody_reads(
     program: Program, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients have a second to take it, and here as long as a busy machine may hold them up."""
-    patient = "from hotrestart.serving import keeping\nkeeping._PATIENCE = 60.0\n"
+    patient = "from hotrestart.serving import keeping\nkeeping._PATIENCE = keeping.KeepAlive.linger = 60.0\n"
     source = load.source_of("http_threads").replace("VERSION = 0\n", "VERSION = 0\n" + patient)
     monkeypatch.setattr(load, "source_of", lambda _: source)
     start(program, "http_threads", port, "workers")

@@ -65,6 +65,7 @@ class Served(Program):
     def restart_in_all_ways(self, server: int) -> None:
         """By HUP and by the command line, in turn, under load, at last with broken code; its pid is `server`."""
         with Load(self.port, new=1, kept=1, pausing=1) as load:
+            load.wait_for(self, 1)
             for version in range(2, 6):
                 self.deploy_version(version)
                 if version % 2:

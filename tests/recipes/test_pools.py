@@ -46,6 +46,7 @@ def reload(program: Rolling, app: str, kind: str, reloads: int, method: str = "f
     for version in range(2, reloads + 2):
         deploy(program, app, version, kind, method)
         program.hup()
+        program.wait_ready(version)  # what is spawned by the generation before may have loaded this version already
         program.wait_report(version=version)
     program.wait_report(version=reloads + 1, count=20)
 

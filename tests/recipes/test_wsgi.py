@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 
 import pytest
 
 from tests.conftest import need
-from tests.harness import Program
+from tests.harness import PATIENCE, Program
 from tests.recipes import load
 from tests.recipes.load import KINDS, Client, Load, deploy, reload, reload_and_account, start
 
@@ -46,23 +45,28 @@ def test_what_is_in_flight_is_finished(
                 client.ask(keep=True)
                 if body:
                     head = b"POST /until/go HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-                    client._socket.sendall(head + body)
+                    client._socket.sendall(head)
+                    asked.wait(PATIENCE)
+                    client._socket.sendall(body)
                     closes = b"connection: close" in client._until(b"\r\n\r\n").lower()
                     answers.append((client._bytes(1), not closes))
                 else:
-                    answers.append((client.ask("/until/go", keep=True), client.is_kept))
+                    client.send("/until/go", keep=True)
+                    asked.wait(PATIENCE)
+                    answers.append((client.receive(keep=True), client.is_kept))
         except (OSError, EOFError) as error:
             answers.append((repr(error).encode(), True))
 
     unread = b"x" * 8_000_000  # more than buffers take
     threads = [threading.Thread(target=fetch, args=(body,)) for body in (b"", b"", unread)]
+    asked = threading.Barrier(len(threads) + 1)
     for thread in threads:
         thread.start()
+    asked.wait(PATIENCE)
     with Client(port) as idle, Client(port) as half:
         idle.ask(keep=True)
         half._socket.sendall(b"GET / HTTP/1.1\r\nHost: local")
         deploy(program, app, 2, kind)
-        time.sleep(0.2)  # so that the requests are there
         program.hup()
         program.wait_until(idle.has_been_closed, "the idle connection is closed")
         half._socket.sendall(b"host\r\n\r\n")

@@ -81,7 +81,7 @@ def draining(program: Rolling) -> None:
     hold(program)
     old = program.servers()[0]
     program.reload(service(2, FOR_EVER), expect=2)
-    program.wait_until(lambda: len(workers_of(old)) == 1, "the other old worker has ended")
+    program.wait_until(lambda: len(workers_of(old)) <= 1, "the other old worker has ended")
 
 
 def idle(program: Rolling) -> None:
@@ -378,13 +378,12 @@ def test_workers_that_die_one_after_another_are_replaced_more_and_more_slowly(pr
     program.launch(service(first="os.path.exists('cursed') and os._exit(3)"))
     (program.folder / "cursed").touch()
     victims = program.wait_workers(2)
+    began = time.monotonic()
     for pid in victims:
         program.kill(pid)
-    program.wait_log("ended with status 3", count=8)
-    began = time.monotonic()
     program.wait_log("ended with status 3", count=12)
-    # 0.1 s doubling, two workers in a row: the pauses before these deaths are longer than a second in all.
-    assert time.monotonic() - began > 1.0
+    # 0.1 s doubling, two workers in a row: the pauses before these deaths are six seconds in all.
+    assert time.monotonic() - began > 3.0
     (program.folder / "cursed").unlink()
     program.wait_workers(2, without=victims)
     # All is forgotten: a death is made good at once, also after a minute of pauses.

@@ -357,6 +357,7 @@ def test_a_program_changes_between_preload_and_none(program: Rolling) -> None:
     program.wait_until(lambda: len(program.servers()) == 2, "two workers and no fork server")
     program.reload(service(3), expect=3)
     program.wait_workers(2, version=3)
+    program.wait_report(drained="stop", version=2, count=2)  # children of the supervisor, as the others are not
     assert program.ask()[1] == "3"
 
 

@@ -484,7 +484,7 @@ def test_a_worker_that_has_grown_too_big_is_replaced(program: Rolling) -> None:
 
 def test_workers_are_recycled_as_many_at_a_time_as_batch_says(program: Rolling) -> None:
     """All are due at the same moment; a job in hand keeps the first that drains."""
-    program.launch(service(options="workers=3, max_age=5.0, jitter=0.0"), ready=3)
+    program.launch(service(options="workers=3, max_age=15.0, jitter=0.0"), ready=3)
     first = program.wait_workers(3)
     connections = [program.connect("hold gate")]
     holder = program.wait_report(job="hold gate")["pid"]

@@ -41,9 +41,9 @@ class Task(WSGITask):
 class Channel(HTTPChannel):
     task_class = Task
 
-    def close_if_idle(self):
+    def close_if_idle(self, now):
         in_hand = self.requests or self.request or self.total_outbufs_len
-        if not in_hand and time.time() - self.last_activity > 1.0:  # a client that asks within a second loses nothing
+        if not in_hand and now - self.last_activity > 1.0:  # a client that asks within a second loses nothing
             self.will_close = True
 
 
@@ -59,9 +59,10 @@ def main():
             server.asyncore.poll2(1.0, channels)
         server.accepting = False
         while server.active_channels:
+            now = time.time()
+            server.asyncore.poll2(0.1, channels)  # what has come by now is read
             for channel in list(server.active_channels.values()):
-                channel.close_if_idle()
-            server.asyncore.poll2(0.1, channels)
+                channel.close_if_idle(now)
 
 
 if __name__ == "__main__":
