@@ -4,11 +4,11 @@
         await loop.stopping()                          # until the program is asked to end
 
 There is no task, no thread and no timer of ours in the event loop: it watches a descriptor. In the main thread it
-watches a second one, also in a plain `with worker_loop()`: for signals that the kernel hands to another thread, and for
-those that come when Python has looked for signals for the last time before the event loop sleeps. It would sleep on,
-and Python runs handlers only in the main thread. (Another thread must not read there: it would take the byte away from
-the main thread's sleep.) With a watchdog of systemd's, or with `timeout=` in a worker, the event loop gives a sign of
-life now and then: so one that is blocked by a coroutine that does not await is seen.
+watches a second one, also if a plain `with worker_loop()` is entered in it: for signals that the kernel hands to
+another thread, and for those that come when Python has looked for signals for the last time before the event loop
+sleeps. It would sleep on, and Python runs handlers only in the main thread. (Another thread must not read there: it
+would take the byte away from the main thread's sleep.) With a watchdog of systemd's, or with `timeout=` in a worker,
+the event loop gives a sign of life now and then: so one that is blocked by a coroutine that does not await is seen.
 
 A handler that the program gives to the event loop itself (`add_signal_handler`) counts: for HUP, TERM or INT it takes
 the place of ours while the block lasts, and may call `request_restart()` or `request_stop()`. For trio and others: wait
@@ -42,7 +42,7 @@ class Watch:
     def __init__(self, events: asyncio.AbstractEventLoop, fd: int, seen: Callable[[int], object]) -> None:
         from .fds import above_stdio
 
-        self._events, self._fd = events, above_stdio(os.dup(fd))
+        self._events, self._fd, self._pid = events, above_stdio(os.dup(fd)), os.getpid()
         try:
             events.add_reader(self._fd, seen, self._fd)
         except BaseException:
@@ -51,20 +51,17 @@ class Watch:
 
     def close(self) -> None:
         """Watch it no more."""
-        if not self._events.is_closed():  # else the block is left by the garbage collector
+        # It is closed when the garbage collector leaves the block; and a forked child shares its parent's epoll.
+        if not self._events.is_closed() and os.getpid() == self._pid:
             self._events.remove_reader(self._fd)
         os.close(self._fd)
 
 
 def watch_nudges(sleeper: Sleeper) -> Watch | None:
-    """Have the event loop that runs here wake up for signals; None if it cannot, or if they are not this thread's."""
-    events = asyncio.get_running_loop()
+    """Have the event loop that runs here wake up for signals; None if they are not this thread's."""
     if sleeper.owner != get_ident() or sleeper.nudge_fileno() == -1:
         return None
-    try:
-        return Watch(events, sleeper.nudge_fileno(), _read_empty)
-    except (NotImplementedError, OSError):  # it does without, as all that is not asyncio
-        return None
+    return Watch(asyncio.get_running_loop(), sleeper.nudge_fileno(), _read_empty)
 
 
 def _read_empty(fd: int) -> None:

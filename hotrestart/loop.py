@@ -79,10 +79,7 @@ class WorkerLoop:
 
     def __enter__(self) -> Self:
         self._program = self._around.__enter__()
-        if getattr(sys.modules.get("asyncio"), "_get_running_loop", _none)() is not None:
-            from .aio import watch_nudges
-
-            self._nudges = watch_nudges(self._program.sleeper)
+        self._be_woken_for_signals()
         self._program.ready()
         return self
 
@@ -141,10 +138,22 @@ class WorkerLoop:
     def fileno(self) -> int:
         """A descriptor that is readable once the program is asked to end, for an event loop of your own.
 
-        A signal that comes in the very moment in which the loop goes to sleep is noticed when it wakes: asyncio's is
-        woken for it, trio wakes by itself; let any other wake now and then, or `wait` here.
+        A signal that comes in the very moment in which the loop goes to sleep is noticed when it wakes. asyncio is
+        woken for it, if it runs when the block is entered or this is called; trio wakes by itself; let any other wake
+        now and then, or `wait` here.
         """
-        return self._sleeper().fileno()
+        sleeper = self._sleeper()
+        self._be_woken_for_signals()
+        return sleeper.fileno()
+
+    def _be_woken_for_signals(self) -> None:
+        if self._nudges is None and getattr(sys.modules.get("asyncio"), "_get_running_loop", _none)() is not None:
+            try:
+                from .aio import watch_nudges
+
+                self._nudges = watch_nudges(self._program.sleeper)
+            except Exception:  # an event loop that cannot watch, no descriptor left: it is no worse than any other loop
+                return
 
     def _sleeper(self) -> Sleeper:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import hotrestart
-from hotrestart import aio, errors, role, serving, state, systemd
+from hotrestart import aio, errors, fds, role, serving, state, systemd
 from hotrestart.sleeper import Sleeper
 from tests.harness import PATIENCE
 
@@ -308,6 +308,52 @@ def test_the_numbers_of_standard_streams_are_not_taken(world: World) -> None:
             os.close(saved)
 
     run(main())
+
+
+@pytest.mark.parametrize("where", ["entered in it", "entered before"])
+def test_a_plain_block_lets_the_event_loop_wake_up_for_signals(world: World, where: str) -> None:
+    nudges = world.sleeper.wakeup_fd()
+    before = set(fds.open_fds())
+
+    async def is_heard() -> bool:
+        os.write(nudges, b"x")
+        await turns()
+        return world.sleeper.unheard() == b""
+
+    async def main(loop: hotrestart.WorkerLoop) -> None:
+        if where == "entered in it":
+            with loop, loop:
+                assert await is_heard()
+        else:
+            assert not await is_heard()
+            loop.fileno()
+        assert await is_heard() is (where == "entered before")
+
+    loop = hotrestart.worker_loop()
+    if where == "entered in it":
+        run(main(loop))
+    else:
+        with loop:
+            run(main(loop))
+    assert set(fds.open_fds()) == before
+
+
+def test_a_plain_block_can_be_entered_where_the_event_loop_cannot_watch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sleeper.wakeup_fd()
+    before = set(fds.open_fds())
+
+    async def main() -> None:
+        inside = set(fds.open_fds())
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", None)
+        with hotrestart.worker_loop() as loop:
+            assert loop.running
+            assert set(fds.open_fds()) == inside
+        monkeypatch.undo()
+
+    run(main())
+    assert set(fds.open_fds()) == before
 
 
 def test_a_wake_that_asks_for_nothing_does_not_keep_the_event_loop_busy(world: World) -> None:

@@ -149,10 +149,12 @@ class _Call:
             if monotonic() >= self._deadline:
                 return
             try:
-                connect(self._target, self._deadline)[0].close()
-            except HotRestartError:
+                connect(self._target, monotonic())[0].close()
+            except NotThereError:
                 return
-            pause *= 2
+            except (HotRestartError, OSError):
+                pass  # too many others, or no descriptor left: what counts is the answer
+            pause = min(2 * pause, _FOREVER)
 
     def _has_gone(self) -> bool:
         """Connect again, unless the program has ended, or the one that is there by now is another."""

@@ -196,6 +196,8 @@ def _prepare_for_forks() -> None:
     import hotrestart
 
     _ = hotrestart.worker_loop  # what each of them would load for itself
+    if "asyncio" in sys.modules:
+        __import__("hotrestart.aio")
     __import__("traceback")  # a worker that fails may not reach the files any more, as after chroot
     log.dump_stacks_on_abort()  # a hung worker is ended so
     if threading.active_count() > 1:

@@ -10,7 +10,6 @@ from time import monotonic
 
 from ..errors import LifelineError
 from ..options import Options
-from ..processes import STATUS_UNKNOWN
 from . import privileges
 from .beats import Watch
 from .generation import STARTING
@@ -93,18 +92,21 @@ class Hearing:
             member = None
         try:
             is_its_child = privileges.are_parent_and_child(server.pid, message["pid"], *pidfd)
-        except OSError as error:  # the worker ends with its lifeline; the fork server, which has the code, shall not
+        except OSError as error:  # no descriptor is left to look with: so without its lifeline
+            os.close(rights.pop(0))
+            lifeline = -1
+            is_its_child = privileges.are_parent_and_child(server.pid, message["pid"], *pidfd)
             if member is not None:
-                self._roster.gone(member, STATUS_UNKNOWN, f"the supervisor cannot look at it: {error.strerror}")
-            return
+                member.reason = f"the supervisor has no room for it: {error.strerror}"
         if not is_its_child:
             raise LifelineError(f"process {message['pid']} is no child of it")
         rights.clear()
         child = Grandchild(message["pid"], *pidfd)
-        if member is None:
-            child.send_signal(signal.SIGKILL)  # it was given up before it was born
+        if member is None or lifeline == -1:  # it was given up before it was born; or its fork server will tell its end
+            child.send_signal(signal.SIGKILL)
             child.close()
-            os.close(lifeline)
+            if lifeline != -1:
+                os.close(lifeline)
             return
         member.parent = server.process.id
         member.child, member.lifeline = child, Lifeline(socket.socket(fileno=lifeline))

@@ -11,6 +11,8 @@ import os
 
 __all__ = ["are_ours", "are_parent_and_child"]
 
+_LACKING = (errno.EMFILE, errno.ENFILE)
+
 
 def are_ours(pid: int) -> bool:
     """Whether the process has the rights that we have; False if that cannot be told and we are root."""
@@ -34,7 +36,7 @@ def are_parent_and_child(parent: int, child: int, pidfd: int = -1) -> bool:
                 return int(named["Pid"]) == -1
         return int(_stat(child)[1]) == parent or not _is_running(parent)  # orphans get another parent
     except (OSError, ValueError, LookupError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in _LACKING:
             raise
         return not os.path.isdir("/proc/self/fdinfo") or not os.path.exists(f"/proc/{child}")
 
@@ -48,5 +50,7 @@ def _stat(pid: int) -> list[str]:
 def _is_running(pid: int) -> bool:
     try:
         return _stat(pid)[0] not in "ZX"
-    except OSError:
+    except OSError as error:
+        if error.errno in _LACKING:
+            raise
         return False

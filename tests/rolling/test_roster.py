@@ -911,18 +911,25 @@ def test_a_worker_that_cannot_be_looked_at_for_want_of_descriptors_does_not_cost
     member, server = house.server()
     worker = house.unborn()
 
-    def look(_pid: int) -> list[str]:
-        raise OSError(errno.EMFILE, "Too many open files")
+    look, looks = privileges._stat, list[int]()
+
+    def look_once_in_vain(pid: int) -> list[str]:
+        looks.append(pid)
+        if len(looks) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return look(pid)
 
     before = open_descriptors()
-    with monkeypatch.context() as lack:
-        lack.setattr(privileges, "_stat", look)
-        _, end = house.fork(server, worker.process.id)
-        house.until(house.ended)
-    assert house.ended() == {worker.process.id: "the supervisor cannot look at it: Too many open files"}
+    monkeypatch.setattr(privileges, "_stat", look_once_in_vain)
+    child, end = house.fork(server, worker.process.id)
+    house.until(lambda: child.poll() is not None)
+    assert child.poll() == -signal.SIGKILL
     assert end.receive() == []
     assert end.has_ended
-    assert open_descriptors() == before + 2  # the test's: its end, and the child's pidfd
+    assert open_descriptors() == before + 1  # the test's end; the child's pidfd is closed by poll()
+    server.send("exited", worker=worker.process.id, status=-signal.SIGKILL, reason="")
+    house.until(house.ended)
+    assert house.ended() == {worker.process.id: "the supervisor has no room for it: Too many open files"}
     house.worker(server)
     assert house.roster.members[member.process.id] is member
 
