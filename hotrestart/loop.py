@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from time import monotonic
 
 from . import role, state, systemd
@@ -27,10 +26,6 @@ __all__ = ["WorkerLoop", "worker_loop"]
 _NEVER = float("inf")
 
 
-def _none() -> None:
-    """No event loop runs where there is no asyncio."""
-
-
 def worker_loop(
     *,
     preflight: bool = True,
@@ -43,9 +38,9 @@ def worker_loop(
 
     Entering it says that the program is ready. Inside `@restartable` that is all it needs. Without the decorator it
     makes the program restartable itself, with the same options, in the main thread: it handles HUP, TERM and INT while
-    the block lasts, puts back what it found when the block ends, and lets the program restart when it ends if that was
-    asked for; a preflight then runs the new code up to this point, with all that happens before it. Once it has been
-    asked to end, the program has `grace` seconds, also for what comes after the block.
+    the block lasts, puts back what it found when the block ends or cannot be entered, and lets the program restart when
+    it ends if that was asked for; a preflight then runs the new code up to this point, with all that happens before it.
+    Once it has been asked to end, the program has `grace` seconds, also for what comes after the block.
 
     Any number of threads may each have a loop inside one program; `timeout` and `max_jobs` look at that of the main
     thread. Handlers in threads of their own rather read `state.should_stop`. Raises OptionError, and what
@@ -79,8 +74,12 @@ class WorkerLoop:
 
     def __enter__(self) -> Self:
         self._program = self._around.__enter__()
-        self._be_woken_for_signals()
-        self._program.ready()
+        try:
+            self._be_woken_for_signals()
+            self._program.ready()
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -147,7 +146,7 @@ class WorkerLoop:
         return sleeper.fileno()
 
     def _be_woken_for_signals(self) -> None:
-        if self._nudges is None and getattr(sys.modules.get("asyncio"), "_get_running_loop", _none)() is not None:
+        if self._nudges is None and role.has_event_loop():
             try:
                 from .aio import watch_nudges
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
             """The process ends at once."""
 
 
-__all__ = ["current", "ready", "request_restart", "request_stop"]
+__all__ = ["current", "has_event_loop", "ready", "request_restart", "request_stop"]
 
 current: Role | None = None
 """The role of this process, while it has one. A forked child has none."""
@@ -63,6 +64,12 @@ def ready() -> None:
     role = _the_role()
     role.ready()
     role.prepare_to_end()
+
+
+def has_event_loop() -> bool:
+    """Whether an event loop with asyncio's interface runs in this thread. asyncio is not imported to find out."""
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # another thread may be importing it
+    return running is not None and running() is not None
 
 
 def _the_role() -> Role:

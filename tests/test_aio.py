@@ -8,8 +8,10 @@ import os
 import select
 import selectors
 import socket
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -354,6 +356,30 @@ def test_a_plain_block_can_be_entered_where_the_event_loop_cannot_watch(
 
     run(main())
     assert set(fds.open_fds()) == before
+
+
+def test_a_block_can_be_entered_while_another_thread_imports_asyncio(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "asyncio", ModuleType("asyncio"))  # so it is there from the import's first moment
+    with hotrestart.worker_loop() as loop:
+        assert loop.running
+
+
+def test_a_block_whose_entry_fails_leaves_no_watch_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.sleeper.wakeup_fd()
+
+    def fail() -> None:
+        raise OSError("nobody to tell")
+
+    async def main() -> None:
+        inside = set(fds.open_fds())
+        monkeypatch.setattr(world, "ready", fail)
+        with pytest.raises(OSError, match="nobody to tell"), hotrestart.worker_loop():
+            pass
+        assert set(fds.open_fds()) == inside
+
+    run(main())
 
 
 def test_a_wake_that_asks_for_nothing_does_not_keep_the_event_loop_busy(world: World) -> None:

@@ -194,6 +194,38 @@ def _wait_seconds(program: Program, seconds: float) -> None:
     program.wait_until(lambda: monotonic() > began + seconds, "time to pass")
 
 
+def test_a_loop_whose_entry_fails_puts_everything_back_and_the_next_is_a_whole_one(program: Program) -> None:
+    program.deploy(
+        TOP
+        + """
+import logging
+signal.signal(signal.SIGHUP, lambda *_: report(host=state.generation))
+def refuse(record):
+    raise RuntimeError("the host's log is full")
+logging.getLogger("hotrestart").setLevel("INFO")
+logging.getLogger("hotrestart").addFilter(refuse)
+try:
+    with hotrestart.worker_loop(pidfile="app.pid"):
+        report(entered=True)
+except RuntimeError as error:
+    report(failed=str(error), pidfile=os.path.exists("app.pid"))
+os.kill(os.getpid(), signal.SIGHUP)
+logging.getLogger("hotrestart").removeFilter(refuse)
+with hotrestart.worker_loop(pidfile="app.pid") as loop:
+    report(ready=state.generation)
+    loop.sleep()
+"""
+    )
+    program.start()
+    for generation in (1, 2):
+        program.wait_report(ready=generation)
+        program.hup()
+    program.wait_report(ready=3)
+    assert len(program.reports(failed="the host's log is full", pidfile=False)) == 3
+    assert [report["host"] for report in program.reports() if "host" in report] == [1, 2, 3]
+    assert not program.reports(entered=True)
+
+
 def test_after_a_restart_that_was_taken_back_the_next_loop_is_a_whole_one(program: Program) -> None:
     program.deploy(LOOPS.format(grace=3600, job=""))
     program.start()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 
 from .. import bytecode, callbacks, command, exits, processes, reexec, role, signals, state, takeover
 from . import asking, forkserver
@@ -56,8 +55,7 @@ def _check() -> None:
         raise WrongThreadError("workers are forked in the main thread: call main() there")
     if role.current is not None:
         raise HotRestartError("a program that restarts in place runs here already: it cannot have workers as well")
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None:
+    if role.has_event_loop():
         raise HotRestartError("workers cannot share an event loop: call main() outside of it, as asyncio.run(main())")
 
 
